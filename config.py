@@ -1,0 +1,230 @@
+"""`pipeline.yaml` as frozen, typed sections, one per stage; and fingerprints of what they decide.
+
+Every key has one definition here: its type, default, bounds and description. `pipeline.yaml`, `--set` and
+`dejavid config show` are views of it. An unknown key is an error that names the nearest known one.
+Relative paths are relative to the current directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSection(Section):
+    dir: Path = Field(Path("runs/demo"), description="folder for everything the run writes")
+    seed: int = Field(1337, ge=0, description="seed of every random choice")
+
+
+class ManifestSection(Section):
+    path: Path = Field(Path("data/demo/manifest.csv"), description="CSV or Parquet: video_id, path, label, split")
+    root: Path | None = Field(None, description="folder the manifest's paths start at; default: the manifest's own")
+
+
+class StoreSection(Section):
+    path: Path | None = Field(None, description="folder of the TSE store; default: <run.dir>/store")
+    format: Literal["zarr", "hdf5"] = Field("zarr", description="what a part is: a Zarr v3 group or an HDF5 file")
+    dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="type of the stored features")
+    flush_rows: int = Field(16_384, ge=1, description="a part is committed when it holds this many TSE steps")
+    flush_bytes: int = Field(256 * 2**20, ge=1, description="... or this many bytes")
+    flush_s: float = Field(60.0, gt=0, description="... or this many seconds of work")
+
+
+class ExtractSection(Section):
+    encoder: str = Field("demo:efficientnet-lite0", description="frozen encoder by URI, FAMILY:NAME_OR_PATH")
+    decoder: str = Field("pyav", description="what reads the videos")
+    clip_len: int = Field(4, ge=1, description="frames in one window")
+    frame_interval: int = Field(2, ge=1, description="source frames from one frame of a window to the next")
+    hop: int = Field(8, ge=1, description="source frames from one window's start to the next")
+    tail: Literal["drop", "pad", "shift"] = Field(
+        "drop", description="the frames after the last full window: drop, pad (repeat the last frame), shift"
+    )
+    max_steps: int | None = Field(None, ge=1, description="at most this many windows, evenly spaced; null: all")
+    crops: Literal["center", "three", "squash"] = Field(
+        "center", description="center crop, three crops along the longer side, or the whole frame squashed"
+    )
+    merge_views: Literal["mean", "concat"] = Field("mean", description="how the crops of a window become one step")
+    rows: Literal["embedding", "embedding+logits"] = Field("embedding", description="what one TSE step holds")
+    batch_size: int = Field(16, ge=1, description="windows per encoder call")
+    workers: int = Field(1, ge=0, description="decode processes; 0 decodes in the main process")
+    device: str = Field("auto", description="where the encoder runs: auto, cpu, cuda, cuda:1")
+    timeout_s: float = Field(600.0, gt=0, description="a video that takes longer to decode is a failure")
+    max_failed: float = Field(
+        0.05, ge=0, description="failed videos allowed: below 1 a share of the manifest, else a count"
+    )
+
+
+class CentroidsSection(Section):
+    length: int = Field(8, ge=1, description="steps of a centroid (Tc)")
+    max_per_class: int = Field(50, ge=1, description="training videos per class that DBA reads, by reservoir")
+    max_iter: int = Field(100, ge=0, description="DBA updates at most")
+    tol: float | None = Field(None, ge=0, description="stop when no centroid value moves more; null: at a fixed point")
+
+
+class TrainSection(Section):
+    epochs: int = Field(36, ge=0, description="passes over the training split")
+    lr: float = Field(0.03, gt=0, description="learning rate of the log-weights")
+    lr_ratio: float = Field(1 / 3, gt=0, description="learning rate of the centroids over that of the log-weights")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled decay of both groups")
+    batch_size: int = Field(384, ge=1, description="videos per optimiser step")
+    learn: Literal["full", "centroids", "weights"] = Field("full", description="which parameters are trained")
+    init_log_weights: Literal["zeros", "normal"] = Field("zeros", description="start of the log-weights")
+    step_pattern: Literal["no_diagonal", "classic"] = Field("no_diagonal", description="moves of the warping path")
+    refresh_every: int = Field(1, ge=1, description="epochs between refreshes of the path's parameters")
+    device: str = Field("auto", description="where the head trains: auto, cpu, cuda")
+    backend: str = Field("auto", description="weighted-DTW kernels: auto, reference, torch, cpu, cuda")
+
+
+class EvaluateSection(Section):
+    split: str = Field("val", description="split to score")
+    baselines: tuple[str, ...] = Field(
+        ("mean_pool", "nearest_centroid"), description="methods scored beside the head on the same videos"
+    )
+    missing: Literal["wrong", "skip"] = Field(
+        "wrong", description="videos of the split without a TSE: count as wrong, or leave out (and say so)"
+    )
+
+
+class Config(Section):
+    """The whole of `pipeline.yaml`."""
+
+    run: RunSection = RunSection()
+    manifest: ManifestSection = ManifestSection()
+    store: StoreSection = StoreSection()
+    extract: ExtractSection = ExtractSection()
+    centroids: CentroidsSection = CentroidsSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @property
+    def store_path(self) -> Path:
+        return self.store.path or self.run.dir / "store"
+
+    @property
+    def head_path(self) -> Path:
+        return self.run.dir / "head"
+
+
+def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> Config:
+    """Reads a YAML file and applies `section.key=value` overrides.
+
+    Args:
+        path: the YAML file; None takes the defaults.
+        overrides: strings as given to `--set`; the value is YAML (`8`, `null`, `[a, b]`).
+
+    Raises:
+        ConfigError: the file is missing or no YAML, a key is unknown, or a value does not fit.
+    """
+    source = "the defaults" if path is None else str(path)
+    data: dict[str, Any] = {} if path is None else _read_yaml(Path(path))
+    for item in overrides:
+        _set(data, item)
+    return parse_config(data, source)
+
+
+def parse_config(data: Mapping[str, Any], source: str) -> Config:
+    """Builds a `Config` from nested mappings; `source` names them in errors."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        problems = error.errors()
+        lines = [_describe(p, data) for p in problems]
+        keys = ", ".join(dict.fromkeys(".".join(str(part) for part in p["loc"]) for p in problems))
+        raise ConfigError(
+            "; ".join(lines), where=f"{source}, key {keys}", fix="dejavid config show prints every key"
+        ) from None
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """The configuration as JSON types, every key present."""
+    return config.model_dump(mode="json")
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """SHA-256 over the canonical JSON of `facts` (64 hex digits): equal facts, equal fingerprint."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Names the keys whose values differ, as `section.key: left != right` lines."""
+    lines: list[str] = []
+    for key in sorted(left.keys() | right.keys()):
+        a, b = left.get(key), right.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differing_keys(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} != {b!r}")
+    return lines
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration ({error.strerror})",
+            where=str(path),
+            fix="give the path of a pipeline.yaml; `dejavid config show > pipeline.yaml` writes one",
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not YAML: {error}", where=str(path), fix="mend the line it names") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"the top level is a {type(data).__name__}, not a mapping of sections",
+            where=str(path),
+            fix="start from `dejavid config show`",
+        )
+    return data
+
+
+def _set(data: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and section and name):
+        raise ConfigError(f"not SECTION.KEY=VALUE: {item!r}", where="--set", fix="for example --set extract.hop=8")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"the value is no YAML: {text!r}", where=f"--set {key}", fix="quote the value") from None
+    inner = data.get(section) or {}
+    if not isinstance(inner, dict):
+        raise ConfigError(f"section {section!r} is not a mapping", where=f"--set {key}", fix="mend the file first")
+    data[section] = {**inner, name: value}
+
+
+def _known_keys() -> list[str]:
+    keys = list(Config.model_fields)
+    for section, field in Config.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            keys += [f"{section}.{name}" for name in kind.model_fields]
+    return keys
+
+
+def _describe(problem: Any, data: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] != "extra_forbidden":
+        return f"{key} = {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+    known = _known_keys()
+    # A right name in the wrong section is as common as a misspelt one.
+    last = key.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [k for k in known if k.endswith("." + last)]
+    return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
