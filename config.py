@@ -27,25 +27,41 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
+    """the run as a whole"""
+
     dir: Path = Field(Path("runs/demo"), description="folder for everything the run writes")
     seed: int = Field(1337, ge=0, description="seed of every random choice")
 
 
 class ManifestSection(Section):
-    path: Path = Field(Path("data/demo/manifest.csv"), description="CSV or Parquet: video_id, path, label, split")
-    root: Path | None = Field(None, description="folder the manifest's paths start at; default: the manifest's own")
+    """the videos: ids, files, labels, splits"""
+
+    path: Path = Field(
+        Path("data/demo/manifest.csv"), description="CSV or Parquet: video_id, path, label, split"
+    )
+    root: Path | None = Field(
+        None, description="folder the manifest's paths start at; default: the manifest's own"
+    )
 
 
 class StoreSection(Section):
+    """where TSEs rest"""
+
     path: Path | None = Field(None, description="folder of the TSE store; default: <run.dir>/store")
-    format: Literal["zarr", "hdf5"] = Field("zarr", description="what a part is: a Zarr v3 group or an HDF5 file")
-    dtype: Literal["float16", "bfloat16", "float32"] = Field("float16", description="type of the stored features")
+    format: Literal["zarr", "hdf5"] = Field(
+        "zarr", description="what a part is: a Zarr v3 group or an HDF5 file"
+    )
+    dtype: Literal["float16", "bfloat16", "float32"] = Field(
+        "float16", description="type of the stored features"
+    )
     flush_rows: int = Field(16_384, ge=1, description="a part is committed when it holds this many TSE steps")
     flush_bytes: int = Field(256 * 2**20, ge=1, description="... or this many bytes")
     flush_s: float = Field(60.0, gt=0, description="... or this many seconds of work")
 
 
 class ExtractSection(Section):
+    """stage one: videos -> TSEs"""
+
     encoder: str = Field("demo:efficientnet-lite0", description="frozen encoder by URI, FAMILY:NAME_OR_PATH")
     decoder: str = Field("pyav", description="what reads the videos")
     clip_len: int = Field(4, ge=1, description="frames in one window")
@@ -54,11 +70,15 @@ class ExtractSection(Section):
     tail: Literal["drop", "pad", "shift"] = Field(
         "drop", description="the frames after the last full window: drop, pad (repeat the last frame), shift"
     )
-    max_steps: int | None = Field(None, ge=1, description="at most this many windows, evenly spaced; null: all")
+    max_steps: int | None = Field(
+        None, ge=1, description="at most this many windows, evenly spaced; null: all"
+    )
     crops: Literal["center", "three", "squash"] = Field(
         "center", description="center crop, three crops along the longer side, or the whole frame squashed"
     )
-    merge_views: Literal["mean", "concat"] = Field("mean", description="how the crops of a window become one step")
+    merge_views: Literal["mean", "concat"] = Field(
+        "mean", description="how the crops of a window become one step"
+    )
     rows: Literal["embedding", "embedding+logits"] = Field("embedding", description="what one TSE step holds")
     batch_size: int = Field(16, ge=1, description="windows per encoder call")
     workers: int = Field(1, ge=0, description="decode processes; 0 decodes in the main process")
@@ -70,27 +90,39 @@ class ExtractSection(Section):
 
 
 class CentroidsSection(Section):
+    """stage two begins: one centroid TSE per class, by DBA"""
+
     length: int = Field(8, ge=1, description="steps of a centroid (Tc)")
     max_per_class: int = Field(50, ge=1, description="training videos per class that DBA reads, by reservoir")
     max_iter: int = Field(100, ge=0, description="DBA updates at most")
-    tol: float | None = Field(None, ge=0, description="stop when no centroid value moves more; null: at a fixed point")
+    tol: float | None = Field(
+        None, ge=0, description="stop when no centroid value moves more; null: at a fixed point"
+    )
 
 
 class TrainSection(Section):
+    """the head: centroids and weights, learned"""
+
     epochs: int = Field(36, ge=0, description="passes over the training split")
     lr: float = Field(0.03, gt=0, description="learning rate of the log-weights")
-    lr_ratio: float = Field(1 / 3, gt=0, description="learning rate of the centroids over that of the log-weights")
+    lr_ratio: float = Field(
+        1 / 3, gt=0, description="learning rate of the centroids over that of the log-weights"
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled decay of both groups")
     batch_size: int = Field(384, ge=1, description="videos per optimiser step")
     learn: Literal["full", "centroids", "weights"] = Field("full", description="which parameters are trained")
     init_log_weights: Literal["zeros", "normal"] = Field("zeros", description="start of the log-weights")
-    step_pattern: Literal["no_diagonal", "classic"] = Field("no_diagonal", description="moves of the warping path")
+    step_pattern: Literal["no_diagonal", "classic"] = Field(
+        "no_diagonal", description="moves of the warping path"
+    )
     refresh_every: int = Field(1, ge=1, description="epochs between refreshes of the path's parameters")
     device: str = Field("auto", description="where the head trains: auto, cpu, cuda")
     backend: str = Field("auto", description="weighted-DTW kernels: auto, reference, torch, cpu, cuda")
 
 
 class EvaluateSection(Section):
+    """the numbers"""
+
     split: str = Field("val", description="split to score")
     baselines: tuple[str, ...] = Field(
         ("mean_pool", "nearest_centroid"), description="methods scored beside the head on the same videos"
@@ -199,14 +231,20 @@ def _set(data: dict[str, Any], item: str) -> None:
     key, equals, text = item.partition("=")
     section, dot, name = key.strip().partition(".")
     if not (equals and dot and section and name):
-        raise ConfigError(f"not SECTION.KEY=VALUE: {item!r}", where="--set", fix="for example --set extract.hop=8")
+        raise ConfigError(
+            f"not SECTION.KEY=VALUE: {item!r}", where="--set", fix="for example --set extract.hop=8"
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise ConfigError(f"the value is no YAML: {text!r}", where=f"--set {key}", fix="quote the value") from None
+        raise ConfigError(
+            f"the value is no YAML: {text!r}", where=f"--set {key}", fix="quote the value"
+        ) from None
     inner = data.get(section) or {}
     if not isinstance(inner, dict):
-        raise ConfigError(f"section {section!r} is not a mapping", where=f"--set {key}", fix="mend the file first")
+        raise ConfigError(
+            f"section {section!r} is not a mapping", where=f"--set {key}", fix="mend the file first"
+        )
     data[section] = {**inner, name: value}
 
 
@@ -226,5 +264,31 @@ def _describe(problem: Any, data: Mapping[str, Any]) -> str:
     known = _known_keys()
     # A right name in the wrong section is as common as a misspelt one.
     last = key.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [k for k in known if k.endswith("." + last)]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or [
+        k for k in known if k.endswith("." + last)
+    ]
     return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def describe_yaml(config: Config) -> str:
+    """The configuration as YAML, one commented line per key; `load_config` reads it back."""
+    blocks = []
+    for name, field in Config.model_fields.items():
+        section = getattr(config, name)
+        kind = field.annotation
+        assert isinstance(kind, type)
+        assert issubclass(kind, Section)
+        values = section.model_dump(mode="json")
+        lines = [f"{name}:  # {kind.__doc__}"]
+        for key, key_field in kind.model_fields.items():
+            setting = f"  {key}: {_yaml_value(values[key])}"
+            lines.append(f"{setting:<42}  # {key_field.description}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _yaml_value(value: Any) -> str:
+    """One line of YAML: JSON is YAML, and a harmless string needs no quotes."""
+    if isinstance(value, str) and yaml.safe_load(f"k: {value} # c") == {"k": value}:
+        return value
+    return json.dumps(value)

@@ -18,14 +18,13 @@ import itertools
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from .errors import ConfigError, MissingDependencyError
 
@@ -84,20 +83,14 @@ def demo_classes() -> list[DemoClass]:
     return classes
 
 
-def make_demo_videos(
-    manifest: Path,
-    *,
-    clips: int = 20,
-    seed: int = 0,
-    progress: Callable[[Iterator[Any], int], Iterator[Any]] | None = None,
-) -> bool:
+def make_demo_videos(manifest: Path, *, clips: int = 20, seed: int = 0, progress: bool = True) -> bool:
     """Writes the demo's mp4 files and their manifest.
 
     Args:
         manifest: the CSV to write; the clips go into `clips/` beside it.
         clips: training clips per class; validation gets 40 % of that, at least one.
         seed: of the random starts, speeds, crops and brightness.
-        progress: wraps the iterator of finished clips, given their number (a progress bar).
+        progress: shows a progress bar.
 
     Returns:
         False when the same clips were there already and nothing was done.
@@ -129,8 +122,8 @@ def make_demo_videos(
     ]
     # Forked children of a process with threads can hang, so the workers start afresh.
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-        done: Iterator[tuple[str, str, str, str]] = pool.map(_write_clip, jobs, chunksize=8)
-        rows = list(progress(done, len(jobs)) if progress else done)
+        done = pool.map(_write_clip, jobs, chunksize=8)
+        rows = list(tqdm(done, "videos", total=len(jobs), unit="clip", disable=not progress))
     partial = manifest.with_suffix(".tmp")
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

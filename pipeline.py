@@ -93,3 +93,53 @@ def write_json(path: Path, data: Any) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest_stage(config: Config) -> StageReport:
+    """Checks the manifest: every problem is listed before any work starts."""
+    from .extract import check_manifest, read_manifest
+
+    manifest = read_manifest(config.manifest.path, config.manifest.root)
+    check_manifest(manifest)
+    splits: dict[str, int] = {}
+    for row in manifest.rows:
+        splits[row.split] = splits.get(row.split, 0) + 1
+    classes = len({row.label for row in manifest.rows})
+    counts = ", ".join(f"{n} {split}" for split, n in sorted(splits.items()))
+    return StageReport(
+        "manifest", False, f"{counts} videos of {classes} classes", (config.manifest.path,), {"splits": splits}
+    )
+
+
+def extract_stage(
+    config: Config, *, shard: str | None = None, retry_failed: bool = False, progress: bool = True
+) -> StageReport:
+    """Videos -> TSEs; only those that the store does not hold yet."""
+    from .extract import extract_videos
+
+    report = extract_videos(config, shard=shard, retry_failed=retry_failed, progress=progress)
+    skipped = report.n_done == 0 and report.n_failed == 0
+    summary = (
+        f"skipped, all {report.n_skipped} videos are in the store"
+        if skipped
+        else f"{report.n_done} videos, {report.n_windows} windows ({report.n_skipped} were there, {report.n_failed} failed)"
+    )
+    paths = (config.store_path,) + ((report.failures_path,) if report.n_failed else ())
+    return StageReport("extract", skipped, summary, paths, asdict(report))
+
+
+def run_pipeline(config: Config, *, progress: bool = True, say: Say = print) -> list[StageReport]:
+    """All stages in order; `say` hears one line per stage as it ends."""
+    reports = []
+    stages: tuple[Callable[[], StageReport], ...] = (
+        lambda: manifest_stage(config),
+        lambda: extract_stage(config, progress=progress),
+        lambda: centroids_stage(config, progress=progress),
+        lambda: train_stage(config, progress=progress),
+        lambda: evaluate_stage(config),
+    )
+    for stage in stages:
+        report = stage()
+        say(f"{report.name}: {report.summary}")
+        reports.append(report)
+    return reports

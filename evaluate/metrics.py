@@ -56,5 +56,6 @@ def summarise(scores: Scores, missing: Missing = "wrong") -> Summary:
     """Top-1 and top-5 over the whole split (`wrong`) or over the scored videos (`skip`)."""
     denominator = scores.n_split if missing == "wrong" else len(scores.ids)
     hits1, hits5 = (int(topk_correct(scores.values, scores.targets, k).sum()) for k in (1, 5))
-    share = 1 / denominator if denominator else float("nan")
-    return Summary(hits1 * share, hits5 * share, len(scores.ids), scores.n_split, hits1)
+    if not denominator:
+        return Summary(float("nan"), float("nan"), 0, scores.n_split, 0)
+    return Summary(hits1 / denominator, hits5 / denominator, len(scores.ids), scores.n_split, hits1)

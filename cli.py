@@ -1,0 +1,202 @@
+"""The command line: parse, call, print. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import ConfigError, DejaVidError
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .pipeline import StageReport
+
+app = typer.Typer(
+    help="Videos as temporal sequences of embeddings, classified by learned, weighted, diagonal-free DTW.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Show or check the configuration.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigFile = Annotated[
+    Path | None, typer.Argument(metavar="[PIPELINE.YAML]", help="Configuration; without it ./pipeline.yaml is read.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Sets one key, for example --set extract.hop=8. Repeatable."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+_debug = False
+
+
+@app.command()
+def run(config_file: ConfigFile = None, overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """All stages: manifest, extract, centroids, train, evaluate. Finished ones are skipped."""
+    from .pipeline import run_pipeline
+
+    _print_results(run_pipeline(_load(config_file, overrides), progress=not quiet, say=typer.echo))
+
+
+@app.command()
+def extract(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only part I (from 0) of N; read from the scheduler's variables.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try videos in the failures ledger again.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Stage one: videos -> TSEs in the store. Resumes where it stopped."""
+    from .pipeline import extract_stage
+
+    _echo(extract_stage(_load(config_file, overrides), shard=shard, retry_failed=retry_failed, progress=not quiet))
+
+
+@app.command()
+def train(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Stage two: DBA centroids (cached), then the head, from the store alone."""
+    from .pipeline import centroids_stage, train_stage
+
+    config = _load(config_file, overrides)
+    _echo(centroids_stage(config, progress=not quiet))
+    _echo(train_stage(config, resume=resume, progress=not quiet))
+
+
+@app.command()
+def evaluate(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Scores the head and the baselines on the same videos; prints a table and writes results.json."""
+    from .pipeline import evaluate_stage
+
+    _print_results([evaluate_stage(_load(config_file, overrides))])
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    clips: Annotated[int, typer.Option(min=2, help="Training clips per class.")] = 20,
+    quiet: Quiet = False,
+) -> None:
+    """The whole pipeline on real footage that only the order of time can classify."""
+    from .demo import make_demo_videos
+    from .pipeline import run_pipeline
+
+    config = _load(Path(__file__).with_name("pipeline.yaml"), overrides)
+    made = make_demo_videos(config.manifest.path, clips=clips, seed=config.run.seed, progress=not quiet)
+    where = config.manifest.path.parent
+    typer.echo(f"videos: {'written to' if made else 'skipped, they are there already:'} {where}")
+    _print_results(run_pipeline(config, progress=not quiet, say=typer.echo))
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has, and what each missing part would give."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from .doctor import examine, kernel_backends
+
+    table = Table("part", "found", "is for", "to install it", box=None, header_style="bold")
+    for part in examine():
+        mark = "[green]yes[/]" if part.found else "[yellow]no[/]"
+        table.add_row(part.name, f"{mark} {part.found or ''}", part.gives, "" if part.found else part.install)
+    for name, reason in kernel_backends().items():
+        table.add_row(f"kernels: {name}", reason, "train.backend", "")
+    Console().print(table)
+
+
+@config_app.command("show")
+def config_show(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Prints the configuration (without any file: the defaults) as YAML, every key with its meaning."""
+    from .config import describe_yaml, load_config
+
+    if config_file is None and Path("pipeline.yaml").exists():
+        config_file = Path("pipeline.yaml")
+    typer.echo(describe_yaml(load_config(config_file, overrides or ())), nl=False)
+
+
+@config_app.command("check")
+def config_check(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Checks the configuration without running anything."""
+    _load(config_file, overrides)
+    typer.echo("the configuration is right")
+
+
+def main() -> None:
+    """Runs the app; an error becomes three lines on stderr and its exit code."""
+    try:
+        app()
+    except DejaVidError as error:
+        if _debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was finished is kept", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); Python would complain once more while flushing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if _debug:
+            raise
+        typer.echo(
+            f"error: {type(error).__name__}: {error}\n  where: a fault of DejaVid itself\n"
+            "  fix:   run `dejavid --debug ...` and report the traceback",
+            err=True,
+        )
+        sys.exit(1)
+
+
+def _load(config_file: Path | None, overrides: list[str] | None) -> Config:
+    from .config import load_config
+
+    if config_file is None and not Path("pipeline.yaml").exists():
+        raise ConfigError(
+            "there is no pipeline.yaml here",
+            where=str(Path.cwd()),
+            fix="name one, or write one: dejavid config show > pipeline.yaml",
+        )
+    return load_config(config_file or Path("pipeline.yaml"), overrides or ())
+
+
+def _echo(report: StageReport) -> None:
+    typer.echo(f"{report.name}: {report.summary}")
+
+
+def _print_results(reports: list[StageReport]) -> None:
+    """The table of the evaluation, and where everything is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    methods: dict[str, Any] = reports[-1].data["methods"]
+    table = Table("method", "top-1", "top-5", "scored / split", box=None, header_style="bold")
+    for name, row in methods.items():
+        counts = f"{row['n_scored']} / {row['n_split']}"
+        table.add_row(name, f"{100 * row['top1']:.1f} %", f"{100 * row['top5']:.1f} %", counts)
+    Console().print(table)
+    for report in reports:
+        for path in report.paths:
+            typer.echo(f"{report.name + ':':<11}{path}")
