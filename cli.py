@@ -25,11 +25,16 @@ config_app = typer.Typer(help="Show or check the configuration.", no_args_is_hel
 app.add_typer(config_app, name="config")
 
 ConfigFile = Annotated[
-    Path | None, typer.Argument(metavar="[PIPELINE.YAML]", help="Configuration; without it ./pipeline.yaml is read.")
+    Path | None,
+    typer.Argument(metavar="[PIPELINE.YAML]", help="Configuration; without it ./pipeline.yaml is read."),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Sets one key, for example --set extract.hop=8. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Sets one key, for example --set extract.hop=8. Repeatable.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
@@ -58,15 +63,22 @@ def extract(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
     shard: Annotated[
-        str | None, typer.Option(metavar="I/N", help="Only part I (from 0) of N; read from the scheduler's variables.")
+        str | None,
+        typer.Option(metavar="I/N", help="Only part I (from 0) of N; read from the scheduler's variables."),
     ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try videos in the failures ledger again.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try videos in the failures ledger again.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Stage one: videos -> TSEs in the store. Resumes where it stopped."""
     from .pipeline import extract_stage
 
-    _echo(extract_stage(_load(config_file, overrides), shard=shard, retry_failed=retry_failed, progress=not quiet))
+    _echo(
+        extract_stage(
+            _load(config_file, overrides), shard=shard, retry_failed=retry_failed, progress=not quiet
+        )
+    )
 
 
 @app.command()

@@ -189,20 +189,28 @@ def dump_config(config: Config) -> dict[str, Any]:
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
     """SHA-256 over the canonical JSON of `facts` (64 hex digits): equal facts, equal fingerprint."""
-    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_canonical(facts).encode()).hexdigest()
 
 
 def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Names the keys whose values differ, as `section.key: left != right` lines."""
+    """Names what makes two fingerprints differ, as `section.key: left != right` lines."""
     lines: list[str] = []
     for key in sorted(left.keys() | right.keys()):
-        a, b = left.get(key), right.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
+        a, b = left.get(key, _ABSENT), right.get(key, _ABSENT)
+        if isinstance(a, Mapping) and isinstance(b, Mapping) and a and b:
             lines += differing_keys(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {a!r} != {b!r}")
+        elif _canonical(a) != _canonical(b):
+            lines.append(f"{prefix}{key}: {_canonical(a)} != {_canonical(b)}")
     return lines
+
+
+_ABSENT = object()
+
+
+def _canonical(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -289,6 +297,8 @@ def describe_yaml(config: Config) -> str:
 
 def _yaml_value(value: Any) -> str:
     """One line of YAML: JSON is YAML, and a harmless string needs no quotes."""
-    if isinstance(value, str) and yaml.safe_load(f"k: {value} # c") == {"k": value}:
-        return value
-    return json.dumps(value)
+    try:
+        plain = isinstance(value, str) and yaml.safe_load(f"k: {value} # c") == {"k": value}
+    except yaml.YAMLError:
+        plain = False
+    return value if plain else json.dumps(value)

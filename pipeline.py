@@ -107,7 +107,11 @@ def manifest_stage(config: Config) -> StageReport:
     classes = len({row.label for row in manifest.rows})
     counts = ", ".join(f"{n} {split}" for split, n in sorted(splits.items()))
     return StageReport(
-        "manifest", False, f"{counts} videos of {classes} classes", (config.manifest.path,), {"splits": splits}
+        "manifest",
+        False,
+        f"{counts} videos of {classes} classes",
+        (config.manifest.path,),
+        {"splits": splits},
     )
 
 
