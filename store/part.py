@@ -1,0 +1,152 @@
+"""One committed part, memory-mapped: arrays by the places that COMMIT.json gives, for every format alike."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import StoreCorruptError
+from .layout import STATUSES, Array, ArrayPlace, Commit, crc32c
+from .writer import Record
+
+
+class MappedPart:
+    """Reads the arrays of a part without copying.
+
+    Args:
+        folder: where the part's objects lie.
+        commit: its COMMIT.json.
+    """
+
+    def __init__(self, folder: Path, commit: Commit) -> None:
+        self._folder = folder
+        self.commit = commit
+        self.name = commit.part
+        self.offsets = np.concatenate([[0], np.cumsum(commit.lengths)]).astype(np.int64)
+        self._maps: dict[str, mmap.mmap] = {}
+        self._arrays: dict[str, Array] = {}
+        self._chunks = self._views(commit.arrays["tse"])
+        self._checked = np.zeros(len(commit.ids), dtype=bool)
+
+    def array(self, name: str) -> Array:
+        """One of the smaller arrays, whole; checked when it is first read."""
+        if name not in self._arrays:
+            place = self.commit.arrays[name]
+            array = self._views(place)[0]
+            if crc32c(array) != place.crc32c:
+                raise self._damaged(f"the checksum of array {name!r} does not match", place.object)
+            self._arrays[name] = array
+        return self._arrays[name]
+
+    def rows(self, video: int) -> list[Array]:
+        """The stored features of the part's `video`-th video, as views of one or more chunks."""
+        first, last = int(self.offsets[video]), int(self.offsets[video + 1])
+        size = self.commit.arrays["tse"].chunk_rows
+        pieces = []
+        while first < last:
+            chunk, row = divmod(first, size)
+            stop = min(size, row + last - first)
+            pieces.append(self._chunks[chunk][row:stop])
+            first += stop - row
+        return pieces
+
+    def check(self, video: int, *, again: bool = False) -> None:
+        """Compares a video's features with its checksum, the first time or `again`.
+
+        Raises:
+            StoreCorruptError: they differ.
+        """
+        if self._checked[video] and not again:
+            return
+        if not self.intact(video):
+            raise self._damaged(f"the features of video {self.commit.ids[video]!r} have changed", "tse")
+        self._checked[video] = True
+
+    def intact(self, video: int) -> bool:
+        """Whether a video's features match their checksum."""
+        crc = 0
+        for piece in self.rows(video):
+            crc = crc32c(piece, crc)
+        return crc == int(self.array("checksums")[video])
+
+    def advise(self, video: int) -> None:
+        """Asks the kernel to read a video's pages ahead, so that many videos load in parallel."""
+        place = self.commit.arrays["tse"]
+        first, last = int(self.offsets[video]), int(self.offsets[video + 1]) - 1
+        row_bytes = self._chunks[0].strides[0]
+        spots = [
+            place.starts[r // place.chunk_rows] + r % place.chunk_rows * row_bytes for r in (first, last)
+        ]
+        start = min(spots) // mmap.PAGESIZE * mmap.PAGESIZE
+        self._maps[place.object].madvise(mmap.MADV_WILLNEED, start, max(spots) + row_bytes - start)
+
+    def extras(self, video: int) -> dict[str, Array]:
+        """The extra arrays of one video."""
+        found = {}
+        for name in self.commit.arrays:
+            if name.startswith("extra_") and f"{name}_offsets" in self.commit.arrays:
+                low, high = self.array(f"{name}_offsets")[video : video + 2]
+                found[name.removeprefix("extra_")] = self.array(name)[low:high]
+        return found
+
+    def record(self, video: int) -> Record:
+        """Everything about one video, as stored; views of the mapped file where possible."""
+        pieces = self.rows(video)
+        rows = slice(int(self.offsets[video]), int(self.offsets[video + 1]))
+        return Record(
+            video_id=self.commit.ids[video],
+            values=pieces[0] if len(pieces) == 1 else np.concatenate(pieces),
+            start_s=self.array("start_s")[rows],
+            end_s=self.array("end_s")[rows],
+            n_frames=int(self.array("n_frames")[video]),
+            status=STATUSES[int(self.array("status")[video])],
+            extras=self.extras(video),
+        )
+
+    def records(self) -> Iterator[Record]:
+        """All videos of the part, each checked."""
+        for video in range(len(self.commit.ids)):
+            self.check(video)
+            yield self.record(video)
+
+    def _views(self, place: ArrayPlace) -> list[Array]:
+        if place.object not in self._maps:
+            self._maps[place.object] = self._map(place.object)
+        shared, dtype = self._maps[place.object], np.dtype(place.dtype)
+        width = int(np.prod(place.shape[1:], dtype=np.int64))
+        views = []
+        for number, start in enumerate(place.starts):
+            rows = min(place.chunk_rows, place.shape[0] - number * place.chunk_rows)
+            flat = np.frombuffer(shared, dtype, rows * width, start)
+            views.append(flat.reshape(rows, *place.shape[1:]))
+        return views
+
+    def _map(self, name: str) -> mmap.mmap:
+        size = self.commit.objects[name][0]
+        try:
+            with (self._folder / name).open("rb") as file:
+                found = os.fstat(file.fileno()).st_size
+                if found != size:
+                    raise self._damaged(f"an object has {found} bytes instead of {size}", name)
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            if not self._folder.exists():
+                raise PartGoneError(self.name) from None
+            raise self._damaged("an object is missing", name) from None
+        except (PermissionError, IsADirectoryError) as error:
+            raise self._damaged(f"an object cannot be read ({error.strerror})", name) from None
+
+    def _damaged(self, what: str, name: str) -> StoreCorruptError:
+        return StoreCorruptError(
+            what,
+            where=f"{self._folder}, {name}",
+            fix="dejavid store repair sets the part aside; then extract again",
+        )
+
+
+class PartGoneError(Exception):
+    """The part's folder is not there any more: compacted or set aside since it was listed."""

@@ -1,0 +1,404 @@
+"""Opening a store and reading TSEs from it at memory speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..config import StoreSection, differing_keys
+from ..errors import ConfigError, StoreError, StoreVersionError
+from .folder import Folder
+from .formats import ENCODERS
+from .index import PartTable
+from .labels import LabelRow, read_labels
+from .layout import DTYPES, STORE_FILE, Array, Header, from_stored
+from .part import MappedPart
+from .writer import StoreWriter
+
+if TYPE_CHECKING:
+    import torch
+
+_DEFAULTS = StoreSection()
+_MAPPED_PARTS = 400  # at most this many parts stay mapped; each holds a file descriptor or two
+
+Check = Literal["once", "always", "never"]
+
+
+@dataclass(frozen=True)
+class Tse:
+    """The temporal sequence of embeddings of one video.
+
+    Attributes:
+        values: (T, F) float32.
+        label, split: from the manifest; None without one.
+        start_s, end_s: (T,) float64 seconds of each step.
+        n_frames: frames that were decoded.
+        status: "ok", or "short" when the file ended early.
+        extras: further arrays, such as logits.
+    """
+
+    video_id: str
+    values: Array
+    label: str | None
+    split: str | None
+    start_s: Array
+    end_s: Array
+    n_frames: int
+    status: str
+    extras: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed TSEs: video i is `values[offsets[i]:offsets[i + 1]]`.
+
+    Attributes:
+        ids: N video ids.
+        values: (S, F), S the sum of the lengths.
+        offsets: (N + 1,) int64.
+    """
+
+    ids: list[str]
+    values: Array
+    offsets: Array
+
+
+class Store:
+    """A set of TSEs by video id. Made by `open_store` and `create_store`.
+
+    Reading takes no locks and is safe in threads, after a fork and in spawned processes. A store that is open
+    sees the parts that were committed before it was opened; `refresh` sees the later ones.
+    """
+
+    def __init__(
+        self, folder: Folder, header: Header, *, labels: Path | str | None = None, check: Check = "once"
+    ) -> None:
+        self._folder = folder
+        self.header = header
+        self._labels_path = labels
+        self._labels: dict[str, LabelRow] = {} if labels is None else read_labels(labels)
+        self._check = check
+        self._mapped: dict[str, MappedPart] = {}
+        self._table = PartTable(folder, header)
+
+    @property
+    def path(self) -> Path:
+        return self._folder.path
+
+    @property
+    def feature_dim(self) -> int:
+        return self.header.feature_dim
+
+    @property
+    def dtype(self) -> str:
+        """What is stored: float16, bfloat16 or float32."""
+        return self.header.dtype
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the features depend on: encoder, windows, views, preprocessing, decoder."""
+        return self.header.facts
+
+    @property
+    def fingerprint(self) -> str:
+        return self.header.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._table.where)
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self._table.where
+
+    def refresh(self) -> None:
+        """Looks for parts that were committed or compacted since."""
+        self._table = PartTable(self._folder, self.header, known=self._table)
+        self._mapped.clear()
+
+    def ids(self, split: str | None = None, label: str | None = None) -> list[str]:
+        """The videos of the store: sorted; with `split` or `label` in the manifest's order.
+
+        Raises:
+            StoreError: a split or label is asked for and the store was opened without labels.
+        """
+        if split is None and label is None:
+            return sorted(self._table.where)
+        self._need_labels(f"split={split!r}, label={label!r}")
+        return [
+            video_id
+            for video_id, row in self._labels.items()
+            if split in (None, row.split) and label in (None, row.label) and video_id in self._table.where
+        ]
+
+    def label(self, video_id: str) -> str:
+        """The manifest's label of a video."""
+        return self.labels([video_id])[0]
+
+    def labels(self, ids: Sequence[str]) -> list[str]:
+        """The manifest's labels of `ids`."""
+        self._need_labels("labels")
+        missing = [video_id for video_id in ids if video_id not in self._labels]
+        if missing:
+            raise StoreError(
+                f"{len(missing)} videos have no row in the manifest, such as {missing[0]!r}",
+                where=str(self._labels_path),
+                fix="add them to the manifest, or ask for the videos of a split only",
+            )
+        return [self._labels[video_id].label for video_id in ids]
+
+    def lengths(self, ids: Sequence[str]) -> Array:
+        """(N,) int64: the number of steps of each video, without reading it."""
+        return self._table.lengths[self._places(ids)]
+
+    def get(self, video_id: str) -> Tse:
+        """One TSE with everything known about it; the arrays are the caller's own.
+
+        Raises:
+            StoreError: no such video; StoreCorruptError: its bytes have changed.
+        """
+        place = int(self._places([video_id])[0])
+        part, video = self._locate(place)
+        if self._check != "never":
+            part.check(video, again=self._check == "always")
+        record = part.record(video)
+        row = self._labels.get(video_id)
+        return Tse(
+            video_id=video_id,
+            values=np.array(from_stored(record.values, self.dtype), dtype=np.float32),
+            label=None if row is None else row.label,
+            split=None if row is None else row.split,
+            start_s=record.start_s.copy(),
+            end_s=record.end_s.copy(),
+            n_frames=record.n_frames,
+            status=record.status,
+            extras={name: extra.copy() for name, extra in record.extras.items()},
+        )
+
+    def read(self, ids: Sequence[str], dtype: str = "float32", *, pin: bool = False) -> Batch:
+        """Reads many TSEs into one packed batch.
+
+        Args:
+            ids: videos, in the order wanted.
+            dtype: "float32", or "stored": as they are on disk (bfloat16 as its bits in uint16).
+            pin: page-locked memory, for faster copies to a GPU.
+        """
+        places = self._places(ids)
+        offsets = np.zeros(len(places) + 1, np.int64)
+        np.cumsum(self._table.lengths[places], out=offsets[1:])
+        values = self._allocate(int(offsets[-1]), dtype, pin)
+        self._advise(places)
+        self._fill(values, offsets, places)
+        return Batch(list(ids), values, offsets)
+
+    def batches(
+        self,
+        ids: Sequence[str],
+        batch_size: int,
+        *,
+        order: ArrayLike | None = None,
+        dtype: str = "float32",
+        pin: bool = False,
+    ) -> Iterator[Batch]:
+        """Yields packed batches of `batch_size` videos (the last may be smaller).
+
+        Args:
+            ids: videos.
+            batch_size: videos per batch.
+            order: positions in `ids`, such as a permutation; None: as given.
+            dtype, pin: see `read`.
+        """
+        if batch_size < 1:
+            raise ConfigError(
+                f"batch_size {batch_size} < 1", where="Store.batches", fix="give a positive number"
+            )
+        chosen = list(ids) if order is None else [ids[int(i)] for i in np.asarray(order)]
+        groups = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+        for number, group in enumerate(groups):
+            batch = self.read(group, dtype, pin=pin)
+            if number + 1 < len(groups):
+                # The kernel fetches the next batch from disk while the caller works on this one.
+                self._advise(self._places(groups[number + 1]))
+            yield batch
+
+    def writer(
+        self,
+        *,
+        flush_rows: int = _DEFAULTS.flush_rows,
+        flush_bytes: int = _DEFAULTS.flush_bytes,
+        flush_s: float = _DEFAULTS.flush_s,
+    ) -> StoreWriter:
+        """A writer into this store; call `refresh` to see what it has committed."""
+        return StoreWriter(
+            self._folder, self.header, flush_rows=flush_rows, flush_bytes=flush_bytes, flush_s=flush_s
+        )
+
+    def to_device(
+        self, ids: Sequence[str], device: str, *, dtype: str = "float32"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loads TSEs once into the memory of a device, for training without further reading.
+
+        Returns:
+            values (S, F) on `device`, as float32 or, with dtype="stored", in the store's own dtype;
+            offsets (N + 1,) int64 on the CPU.
+        """
+        import torch
+
+        offsets = np.concatenate([[0], np.cumsum(self.lengths(ids))]).astype(np.int64)
+        kind = getattr(torch, self.dtype if dtype == "stored" else "float32")
+        values = torch.empty((int(offsets[-1]), self.feature_dim), dtype=kind, device=device)
+        done = 0
+        for batch in self.batches(ids, 256, dtype=dtype, pin=values.is_cuda):
+            piece = torch.from_numpy(batch.values).view(kind)
+            values[done : done + len(piece)].copy_(piece)
+            done += len(piece)
+        return values, torch.from_numpy(offsets)
+
+    def _places(self, ids: Sequence[str]) -> Array:
+        where = self._table.where
+        try:
+            return np.fromiter((where[video_id] for video_id in ids), np.int64, len(ids))
+        except KeyError as error:
+            raise StoreError(
+                f"no video {error.args[0]!r} in the store",
+                where=str(self._folder),
+                fix="dejavid store status lists what is missing; Store.refresh() sees new parts",
+            ) from None
+
+    def _locate(self, place: int) -> tuple[MappedPart, int]:
+        name = self._table.parts[self._table.part_of[place]]
+        part = self._mapped.get(name)
+        if part is None:
+            part = MappedPart(self._folder.part_folder(name), self._table.commit(name))
+            # Forgetting the oldest needs no lock: views keep their mapping alive.
+            while len(self._mapped) >= _MAPPED_PARTS:
+                self._mapped.pop(next(iter(self._mapped)), None)
+            self._mapped[name] = part
+        return part, int(self._table.video_of[place])
+
+    def _advise(self, places: Array) -> None:
+        for place in places.tolist():
+            part, video = self._locate(place)
+            part.advise(video)
+
+    def _fill(self, values: Array, offsets: Array, places: Array) -> None:
+        widen = self.dtype == "bfloat16" and values.dtype == np.float32
+        for number in np.argsort(places, kind="stable").tolist():  # disks like ascending reads
+            part, video = self._locate(int(places[number]))
+            if self._check != "never":
+                part.check(video, again=self._check == "always")
+            row = int(offsets[number])
+            for piece in part.rows(video):
+                values[row : row + len(piece)] = from_stored(piece, "bfloat16") if widen else piece
+                row += len(piece)
+
+    def _allocate(self, rows: int, dtype: str, pin: bool) -> Array:
+        if dtype not in ("float32", "stored"):
+            raise ConfigError(f"dtype {dtype!r}", where="Store.read", fix='use "float32" or "stored"')
+        kind = np.dtype(np.float32) if dtype == "float32" else DTYPES[self.dtype]
+        shape = (rows, self.feature_dim)
+        if not pin:
+            return np.empty(shape, kind)
+        import torch
+
+        memory = torch.empty(rows * self.feature_dim * kind.itemsize, dtype=torch.uint8, pin_memory=True)
+        return np.asarray(memory.numpy().view(kind).reshape(shape))
+
+    def _need_labels(self, what: str) -> None:
+        if self._labels_path is None:
+            raise StoreError(
+                f"{what} needs the manifest: a store holds no labels and splits",
+                where=str(self._folder),
+                fix="open_store(path, labels='manifest.csv')",
+            )
+
+
+def open_store(path: Path | str, *, labels: Path | str | None = None, check: Check = "once") -> Store:
+    """Opens an existing store.
+
+    Args:
+        path: its folder.
+        labels: the manifest, CSV or Parquet with video_id, label and split.
+        check: when a video's checksum is compared: at its first read by this process, always, or never.
+
+    Raises:
+        StoreError: there is no store, or it is damaged or of another version; ManifestError: the labels are.
+    """
+    folder = Folder(path)
+    return Store(folder, read_header(folder), labels=labels, check=check)
+
+
+def create_store(
+    path: Path | str,
+    *,
+    feature_dim: int,
+    fingerprint_facts: Mapping[str, Any],
+    dtype: str = "float16",
+    format: str = "zarr",
+    feature_names: Sequence[str] | None = None,
+) -> Store:
+    """Creates a store, or opens the one that is there if it was made from the same facts.
+
+    Args:
+        path: folder; parents are made.
+        feature_dim: F of every TSE.
+        fingerprint_facts: JSON values that decide the features (encoder, windows, views, decoder ...).
+        dtype: float16, bfloat16 or float32.
+        format: what a part is, "zarr" or "hdf5".
+        feature_names: F names, if the features have any.
+
+    Raises:
+        StoreVersionError: the existing store was made from other facts; lists the differing keys.
+        ConfigError: an argument is wrong.
+    """
+    names = None if feature_names is None else tuple(feature_names)
+    if dtype not in DTYPES or format not in ENCODERS or feature_dim < 1:
+        raise ConfigError(
+            f"dtype {dtype!r}, format {format!r}, feature_dim {feature_dim}",
+            where="create_store",
+            fix=f"dtype is one of {', '.join(DTYPES)}; format one of {', '.join(ENCODERS)}; feature_dim >= 1",
+        )
+    if names is not None and len(names) != feature_dim:
+        raise ConfigError(
+            f"{len(names)} feature names", where="create_store", fix=f"give {feature_dim} names"
+        )
+    wanted = Header(format, dtype, feature_dim, names, dict(fingerprint_facts))
+    folder = Folder(path)
+    if folder.create(STORE_FILE, wanted.to_bytes()):
+        return Store(folder, wanted)
+    found = read_header(folder)
+    require_same(found, wanted, str(path))
+    return Store(folder, found)
+
+
+def read_header(folder: Folder) -> Header:
+    """Reads STORE.json.
+
+    Raises:
+        StoreError: it is missing, damaged or of another version.
+    """
+    try:
+        data = folder.read(STORE_FILE)
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(
+            "there is no store", where=str(folder), fix="check the path; dejavid extract makes a store"
+        ) from None
+    except OSError as error:
+        raise StoreError(
+            f"cannot read {STORE_FILE} ({error.strerror})", where=str(folder), fix="check its permissions"
+        ) from None
+    return Header.from_bytes(data, f"{folder}/{STORE_FILE}")
+
+
+def require_same(found: Header, wanted: Header, where: str) -> None:
+    """Raises `StoreVersionError` with the differing keys unless both headers describe the same features."""
+    lines = differing_keys(found.comparable(), wanted.comparable())
+    if lines:
+        raise StoreVersionError(
+            f"the store was made differently (there != here): {'; '.join(lines)}",
+            where=where,
+            fix="use another store.path for the new features, or restore the old configuration",
+        )
