@@ -63,26 +63,49 @@ class ExtractSection(Section):
     """stage one: videos -> TSEs"""
 
     encoder: str = Field("demo:efficientnet-lite0", description="frozen encoder by URI, FAMILY:NAME_OR_PATH")
-    decoder: str = Field("pyav", description="what reads the videos")
-    clip_len: int = Field(4, ge=1, description="frames in one window")
-    frame_interval: int = Field(2, ge=1, description="source frames from one frame of a window to the next")
-    hop: int = Field(8, ge=1, description="source frames from one window's start to the next")
-    tail: Literal["drop", "pad", "shift"] = Field(
-        "drop", description="the frames after the last full window: drop, pad (repeat the last frame), shift"
+    decoder: Literal["pyav", "decord", "torchcodec"] = Field("pyav", description="what reads the videos")
+    preset: Literal["demo", "k400", "hmdb51", "ssv2", "thumos"] = Field(
+        "demo", description="gives the keys down to `rows` their values; any that is not null overrides it"
     )
-    max_steps: int | None = Field(
-        None, ge=1, description="at most this many windows, evenly spaced; null: all"
+    clip_len: int | None = Field(None, ge=1, description="frames in one window")
+    frame_interval: float | None = Field(
+        None, gt=0, description="distance from one frame of a window to the next"
     )
-    crops: Literal["center", "three", "squash"] = Field(
-        "center", description="center crop, three crops along the longer side, or the whole frame squashed"
+    hop: float | None = Field(None, gt=0, description="distance from one window's start to the next")
+    unit: Literal["frames", "seconds"] | None = Field(
+        None, description="of these two distances: source frames, or seconds"
     )
-    merge_views: Literal["mean", "concat"] = Field(
-        "mean", description="how the crops of a window become one step"
+    spans: tuple[int, ...] | None = Field(
+        None,
+        description="lengths in frames of several windows around one centre, clip_len frames from each; []: one window",
     )
-    rows: Literal["embedding", "embedding+logits"] = Field("embedding", description="what one TSE step holds")
-    batch_size: int = Field(16, ge=1, description="windows per encoder call")
+    tail: Literal["drop", "pad", "shift"] | None = Field(
+        None, description="the frames after the last full window: drop, pad (repeat the last frame), shift"
+    )
+    max_steps: int | None = Field(None, ge=0, description="at most this many windows, evenly spaced; 0: all")
+    crops: Literal["center", "three", "squash"] | None = Field(
+        None, description="center crop, three crops along the longer side, or squash the whole frame"
+    )
+    merge_views: Literal["mean", "concat"] | None = Field(
+        None, description="how the spans and crops of a window become one step"
+    )
+    rows: Literal["embedding", "embedding+logits", "embedding+probabilities"] | None = Field(
+        None, description="what one TSE step holds: embedding, embedding+logits, embedding+probabilities"
+    )
+    official_views: Literal["none", "dense", "sparse"] = Field(
+        "none",
+        description="also store the class probabilities of the encoder's own test protocol (5x3 or 2x3 views)",
+    )
+    folder_fps: float = Field(12.0, gt=0, description="frame rate of videos that are folders of images")
+    batch_size: int = Field(
+        16, ge=1, description="windows (or images, for an image encoder) per encoder call"
+    )
     workers: int = Field(1, ge=0, description="decode processes; 0 decodes in the main process")
     device: str = Field("auto", description="where the encoder runs: auto, cpu, cuda, cuda:1")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the encoder's arithmetic; auto: bfloat16 on a GPU, float32 on a CPU"
+    )
+    compile: bool = Field(False, description="torch.compile the encoder")
     timeout_s: float = Field(600.0, gt=0, description="a video that takes longer to decode is a failure")
     max_failed: float = Field(
         0.05, ge=0, description="failed videos allowed: below 1 a share of the manifest, else a count"
@@ -109,15 +132,54 @@ class TrainSection(Section):
         1 / 3, gt=0, description="learning rate of the centroids over that of the log-weights"
     )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled decay of both groups")
-    batch_size: int = Field(384, ge=1, description="videos per optimiser step")
+    log_weight_decay: float | None = Field(
+        None,
+        ge=0,
+        description="decay of the log-weights towards 0, that is of the weights to 1; null: weight_decay",
+    )
+    warmup_epochs: int = Field(0, ge=0, description="epochs over which the learning rates rise from 0")
+    clip_norm: float | None = Field(
+        None, gt=0, description="largest norm of all gradients together; null: none"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    tie_weights: bool = Field(False, description="one weight per feature, shared by all steps of a centroid")
+    batch_size: int = Field(384, ge=1, description="videos per optimiser step, over all processes")
+    bucket_by_length: bool = Field(
+        False, description="batches of similar lengths; changes the order of training"
+    )
+    shuffle_seed: int | None = Field(None, ge=0, description="seed of the order of videos; null: run.seed")
     learn: Literal["full", "centroids", "weights"] = Field("full", description="which parameters are trained")
-    init_log_weights: Literal["zeros", "normal"] = Field("zeros", description="start of the log-weights")
+    init_log_weights: Literal["zeros", "normal", "given"] = Field(
+        "zeros", description="start of the log-weights; given: as the head has them"
+    )
+    logits: Literal["standardised", "per_step"] = Field(
+        "per_step", description="distances to logits: z-scored over classes, or divided by the path's cells"
+    )
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        description="divisor of the logits; null: 1 if standardised, else such that they begin at spread 1",
+    )
+    lr_temperature: float = Field(0.0, ge=0, description="learning rate of the log-temperature; 0: fixed")
     step_pattern: Literal["no_diagonal", "classic"] = Field(
         "no_diagonal", description="moves of the warping path"
     )
     refresh_every: int = Field(1, ge=1, description="epochs between refreshes of the path's parameters")
+    holdout: float = Field(
+        0.0, ge=0, lt=1, description="share of the training split kept back to choose the epoch on"
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="stop after this many epochs without a better one, and keep the best; null: the last",
+    )
+    features: str = Field("all", description="columns of a TSE step to use: all, or FROM:TO")
+    data: Literal["auto", "device", "memory", "stream"] = Field(
+        "auto", description="where the training TSEs are kept; auto: the first of these that has room"
+    )
     device: str = Field("auto", description="where the head trains: auto, cpu, cuda")
     backend: str = Field("auto", description="weighted-DTW kernels: auto, reference, torch, cpu, cuda")
+    tensorboard: bool = Field(False, description="also write TensorBoard events")
 
 
 class EvaluateSection(Section):
