@@ -89,11 +89,10 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Stage two: DBA centroids (cached), then the head, from the store alone."""
-    from .pipeline import centroids_stage, train_stage
+    from .pipeline import head_stages
 
-    config = _load(config_file, overrides)
-    _echo(centroids_stage(config, progress=not quiet))
-    _echo(train_stage(config, resume=resume, progress=not quiet))
+    for report in head_stages(_load(config_file, overrides), resume=resume, progress=not quiet):
+        _echo(report)
 
 
 @app.command()

@@ -158,7 +158,9 @@ def _film(name: str) -> tuple[Frames, ...]:
         stream = container.streams.video[0]
         width = 2 * round(stream.width * FILM_HEIGHT / stream.height / 2)
         return tuple(
-            frame.reformat(width, FILM_HEIGHT, "rgb24", interpolation="AREA").to_ndarray()
+            frame.reformat(width, FILM_HEIGHT, "rgb24", interpolation="AREA")
+            .to_ndarray()
+            .astype(np.uint8, copy=False)
             for frame in container.decode(stream)
         )
 

