@@ -334,14 +334,14 @@ def _open(config: Config) -> Store:
 
 def _training_videos(config: Config, store: Store) -> _Videos:
     """The training split; its labels are the classes."""
-    from .store import read_labels
+    from .store.labels import read_labels
 
     names = {row.label for row in read_labels(config.manifest.path).values() if row.split == TRAIN_SPLIT}
     return _videos(config, store, TRAIN_SPLIT, tuple(sorted(names)))
 
 
 def _videos(config: Config, store: Store, split: str, class_names: tuple[str, ...]) -> _Videos:
-    from .store import read_labels
+    from .store.labels import read_labels
 
     rows = [row for row in read_labels(config.manifest.path).values() if row.split == split]
     ids = store.ids(split=split)

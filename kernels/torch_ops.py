@@ -94,8 +94,10 @@ class TorchKernels:
         blocks = [torch.split(x, classes_at_once) for x in (centroids, log_weights)]
         found = []
         for c, w in zip(*blocks, strict=True):
-            cost = _pad_samples(samples, local_cost(samples, c.detach(), w.detach())).requires_grad_()
-            with torch.enable_grad():
+            cost = _pad_samples(samples, local_cost(samples, c.detach(), w.detach()))
+            # The path is a gradient, also where the caller has switched gradients off.
+            with torch.inference_mode(False), torch.enable_grad():
+                cost = (cost.clone() if cost.is_inference() else cost).requires_grad_()
                 distances = network(cost, samples.lengths, step_pattern)
                 (on_path,) = torch.autograd.grad(distances.sum(), cost)
             lo = on_path.argmax(-1)
