@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, Protocol, cast
 
@@ -209,7 +210,7 @@ def available_backends() -> dict[str, str]:
     return {
         "reference": "usable: NumPy float64, slow, the definition",
         "torch": "usable: any torch device and dtype",
-        "cpu": "not usable: not built yet",
+        "cpu": "usable: numba" if find_spec("numba") else "not usable: numba is not installed",
         "cuda": "not usable: not built yet",
     }
 
