@@ -1,0 +1,287 @@
+"""Videos as streams of frames: `open_video` -> metadata and `stream(wanted)`, one pass, in order of presentation.
+
+The index of a frame is its place in the order of presentation, counted by decoding from the start: no seeking, so
+frame k is frame k in every container. Frames that nobody wants are decoded but not converted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MissingDependencyError, VideoDecodeError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# ffmpeg draws text files as pictures (tty) and follows references of playlists to other files.
+_REFUSED_FORMATS = {"tty", "concat", "hls", "dash", "imf", "sdp"}
+
+
+class Frame(NamedTuple):
+    """One frame: place in the video, seconds since its first frame, uint8 RGB (H, W, 3)."""
+
+    index: int
+    time_s: float
+    image: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class VideoMeta:
+    """What can be known of a video without decoding it.
+
+    Args:
+        n_frames: frames to expect; only decoding tells the truth.
+        fps: average frames per second.
+    """
+
+    n_frames: int
+    fps: float
+
+
+class Video(Protocol):
+    """An open video. After `stream` is exhausted, `n_frames` and `status` tell what was there."""
+
+    meta: VideoMeta
+    n_frames: int
+    status: str  # "ok"; "short" when the file ended before its header said
+
+    def stream(self, wanted: NDArray[np.int64]) -> Iterator[Frame]:
+        """Decodes all frames once and yields the wanted ones (ascending indices)."""
+        ...
+
+
+class Decoder(Protocol):
+    """Opens videos; closes them when the context ends."""
+
+    def __call__(
+        self, path: Path, start_s: float | None, end_s: float | None
+    ) -> AbstractContextManager[Video]: ...
+
+
+@contextmanager
+def open_pyav(path: Path, start_s: float | None = None, end_s: float | None = None) -> Iterator[Video]:
+    """PyAV, that is FFmpeg's libraries. Any container and codec; rotation applied, edit lists respected.
+
+    Raises:
+        VideoDecodeError: no video can be read from the file.
+    """
+    av = _import_av()
+    try:
+        # Only plain files: a playlist must not make a decoder fetch anything.
+        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+            _refuse_format(container.format.name, path)
+            yield _PyavVideo(container, path, start_s, end_s)
+    except av.FFmpegError as error:
+        raise _undecodable(f"cannot decode: {error.strerror}", path) from None
+    except MemoryError:
+        raise _undecodable("a frame does not fit into memory", path) from None
+
+
+class _PyavVideo:
+    def __init__(self, container: Any, path: Path, start_s: float | None, end_s: float | None) -> None:
+        self._container = container
+        self._path = path
+        self._start_s = start_s or 0.0
+        self._end_s = end_s if end_s is not None else float("inf")
+        self._stream = _video_stream(container, path)
+        # Videos are decoded side by side, so one thread each.
+        self._stream.thread_count = 1
+        rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
+        self._duration_s = _duration_s(container, self._stream)
+        self.meta = VideoMeta(self._expected_frames(float(rate)), float(rate))
+        self.n_frames = 0
+        self.status = "ok"
+
+    def _expected_frames(self, fps: float) -> int:
+        counted = self._stream.frames
+        by_time = self._duration_s * fps
+        whole = self._start_s == 0.0 and self._end_s == float("inf")
+        if whole and counted and abs(counted - by_time) <= 1:
+            return int(counted)
+        return self._count_packets()
+
+    def _count_packets(self) -> int:
+        """Reads the file without decoding: one packet is one frame in nearly every stream."""
+        first: float | None = None
+        count = 0
+        with _import_av().open(str(self._path), options={"protocol_whitelist": "file"}) as container:
+            stream = container.streams[self._stream.index]
+            times = [
+                float(packet.pts * packet.time_base) if packet.pts is not None else None
+                for packet in container.demux(stream)
+                if packet.size and not packet.is_discard
+            ]
+        known = [time for time in times if time is not None]
+        first = min(known, default=0.0)
+        for time in times:
+            count += time is None or self._start_s <= time - first < self._end_s
+        return count
+
+    def stream(self, wanted: NDArray[np.int64]) -> Iterator[Frame]:
+        targets = iter(wanted.tolist())
+        target = next(targets, -1)
+        count, zero, last = 0, None, 0.0
+        for place, frame in enumerate(self._decode()):
+            time = place / self.meta.fps if frame.time is None else float(frame.time)
+            zero = time if zero is None else zero
+            time -= zero
+            if time < self._start_s:
+                continue
+            if time >= self._end_s:
+                break
+            if count == target:
+                yield Frame(count, time, _to_rgb(frame))
+                target = next(targets, -1)
+            count, last = count + 1, time
+        self.n_frames = count
+        end_s = min(self._end_s, self._duration_s)
+        expected = (end_s - self._start_s) * self.meta.fps
+        missing = expected - count
+        # Fewer frames than duration x rate is normal at a variable rate; not if time is missing at the end.
+        slack = 2 + 0.01 * expected
+        if missing > slack and (end_s - last) * self.meta.fps > slack:
+            self.status = "short"
+
+    def _decode(self) -> Iterator[Any]:
+        av = _import_av()
+        size = os.path.getsize(self._path)  # noqa: PTH202 - the path is a string for ffmpeg as well
+        for packet in self._container.demux(self._stream):
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                if packet.pos is not None and packet.pos + packet.size >= size:
+                    continue  # the file ends inside this packet; `stream` sees what is missing
+                raise _undecodable(f"damaged at byte {packet.pos}: {error.strerror}", self._path) from None
+            yield from frames
+
+
+class _Folder:
+    """A folder of images, one per frame, in the order of the numbers in their names."""
+
+    def __init__(self, path: Path, fps: float, start_s: float | None, end_s: float | None) -> None:
+        files = [file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+        files.sort(key=lambda file: ([int(n) for n in re.findall(r"\d+", file.stem)], file.name))
+        first = round((start_s or 0.0) * fps)
+        self._files = files[first : None if end_s is None else max(first, round(end_s * fps))]
+        self._first = first
+        self.meta = VideoMeta(len(self._files), fps)
+        self.n_frames = len(self._files)
+        self.status = "ok"
+
+    def stream(self, wanted: NDArray[np.int64]) -> Iterator[Frame]:
+        av = _import_av()
+        for index in wanted.tolist():
+            if index >= len(self._files):
+                return
+            file = self._files[index]
+            try:
+                with av.open(str(file), options={"protocol_whitelist": "file"}) as container:
+                    image = _to_rgb(next(container.decode(video=0)))
+            except (av.FFmpegError, StopIteration):
+                raise _undecodable("not a picture", file) from None
+            yield Frame(index, (self._first + index) / self.meta.fps, image)
+
+
+@contextmanager
+def open_video(
+    path: Path,
+    decoder: str = "pyav",
+    *,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    folder_fps: float = 12.0,
+) -> Iterator[Video]:
+    """Opens a video file with a decoder, or a folder of images.
+
+    Args:
+        path: file or folder.
+        decoder: a key of `DECODERS`; folders need none.
+        start_s, end_s: the part to read, in seconds since the first frame; `start_s` inclusive.
+        folder_fps: frames per second of a folder of images.
+
+    Raises:
+        VideoDecodeError: it holds no decodable frame.
+    """
+    if path.is_dir():
+        folder = _Folder(path, folder_fps, start_s, end_s)
+        if not folder.n_frames:
+            raise _undecodable("the folder holds no images of that time span", path)
+        yield folder
+        return
+    if not path.is_file():
+        raise VideoDecodeError("there is no such file", where=str(path), fix="check the manifest's root")
+    if not path.stat().st_size:
+        raise _undecodable("the file is empty", path)
+    with DECODERS[decoder](path, start_s, end_s) as video:
+        yield video
+
+
+DECODERS: dict[str, Callable[..., AbstractContextManager[Video]]] = {"pyav": open_pyav}
+
+
+def decoder_facts(decoder: str) -> dict[str, Any]:
+    """Name and versions of what decodes: part of a store's fingerprint."""
+    av = _import_av()
+    libraries = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
+    wanted = ("libavcodec", "libavformat", "libswscale")
+    return {"name": decoder, "pyav": av.__version__, **{name: libraries[name] for name in wanted}}
+
+
+def _import_av() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise MissingDependencyError(
+            "PyAV is not installed", where="extract.decoder", fix="pip install 'dejavid[extract]'"
+        ) from None
+    return av
+
+
+def _video_stream(container: Any, path: Path) -> Any:
+    av = _import_av()
+    streams = [
+        stream
+        for stream in container.streams.video
+        # The cover of a sound file is a video stream of one picture.
+        if not stream.disposition & av.stream.Disposition.attached_pic
+    ]
+    if not streams:
+        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        raise _undecodable(f"no video stream in it, only {kinds}", path)
+    if streams[0].codec_context is None:
+        raise _undecodable("its codec is unknown", path)
+    return streams[0]
+
+
+def _refuse_format(name: str, path: Path) -> None:
+    if _REFUSED_FORMATS & set(name.split(",")):
+        raise _undecodable(f"a {name} file is no video", path)
+
+
+def _duration_s(container: Any, stream: Any) -> float:
+    """Of the video stream if anything tells it; the container's counts the sound as well."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    text = stream.metadata.get("DURATION", "")  # what ffmpeg writes into Matroska and WebM
+    if match := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", text):
+        hours, minutes, seconds = match.groups()
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    return (container.duration or 0) / 1_000_000
+
+
+def _to_rgb(frame: Any) -> NDArray[np.uint8]:
+    image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def _undecodable(what: str, path: Path) -> VideoDecodeError:
+    return VideoDecodeError(what, where=str(path), fix="replace the file, or drop its row from the manifest")

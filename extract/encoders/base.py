@@ -1,0 +1,158 @@
+"""What every encoder offers, and the part of it that all torch models share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Layout = Literal["BTCHW", "BCTHW", "BCHW"]
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """What an encoder wants to see.
+
+    Args:
+        frames: frames per clip; 1 marks an image encoder, whose features are averaged over a window.
+        height, width: of a crop, in pixels.
+        short_side: of the frame before cropping; 0 takes the smaller of height and width.
+        resize: keep the aspect ratio, or squash the frame to height x width.
+        interpolation, antialias: of that resize.
+    """
+
+    frames: int
+    height: int
+    width: int
+    short_side: int = 0
+    resize: Literal["short_side", "squash"] = "short_side"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    antialias: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.short_side:
+            object.__setattr__(self, "short_side", min(self.height, self.width))
+
+
+class Encoded(NamedTuple):
+    """Features (B, feature_dim) float32; logits (B, num_classes) float32, None without a head."""
+
+    features: Tensor
+    logits: Tensor | None
+
+
+class ClipEncoder(Protocol):
+    """A frozen encoder. It scales, normalises and permutes by itself, so that callers only handle uint8 frames."""
+
+    id: str  # family, weight digest, precision: part of the store's fingerprint
+    spec: ClipSpec
+    feature_dim: int
+    num_classes: int  # 0: no head
+    device: torch.device
+
+    def encode(self, clips: Tensor) -> Encoded:
+        """uint8 (B, T, H, W, 3) on `device` -> features and logits on `device`."""
+        ...
+
+
+class TorchEncoder:
+    """A `ClipEncoder` around a torch model whose head has been taken off.
+
+    Args:
+        family: names the adapter in `id`.
+        model: normalised pixels -> (B, feature_dim) or, with `embed`, whatever `embed` reads; put into eval mode.
+        head: features -> logits; None without a head.
+        spec: frames and size.
+        feature_dim: width of the features.
+        mean, std: of each channel, for pixels scaled to [0, 1].
+        layout: how the model wants its input.
+        embed: calls the model; default: `model(pixels)`.
+        device, dtype: where and in what precision it runs.
+        compile: torch.compile the model.
+    """
+
+    def __init__(
+        self,
+        *,
+        family: str,
+        model: nn.Module,
+        head: nn.Module | None,
+        spec: ClipSpec,
+        feature_dim: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        layout: Layout,
+        embed: Callable[[nn.Module, Tensor], Tensor] | None = None,
+        device: torch.device,
+        dtype: torch.dtype,
+        compile: bool = False,
+    ) -> None:
+        parts = {"model": model, **({} if head is None else {"head": head})}
+        self.digest = weights_digest(parts)
+        self.id = f"{family}-{self.digest[:16]}-{str(dtype).removeprefix('torch.')}"
+        self.spec = spec
+        self.feature_dim = feature_dim
+        self.num_classes = _n_outputs(head)
+        self.device = device
+        self.n_parameters = sum(p.numel() for part in parts.values() for p in part.parameters())
+        self._dtype = dtype
+        self._layout = layout
+        self._model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self._head = (
+            None if head is None else head.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
+        )
+        embed = embed or _call
+        forward = lambda pixels: embed(self._model, pixels)  # noqa: E731
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(forward) if compile else forward
+        # (x / 255 - mean) / std as one multiply-add
+        self._scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+
+    @torch.inference_mode()
+    def encode(self, clips: Tensor) -> Encoded:
+        """See `ClipEncoder.encode`."""
+        expected = (self.spec.frames, self.spec.height, self.spec.width, 3)
+        if clips.dtype != torch.uint8 or clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
+            raise ValueError(
+                f"clips must be uint8 (B, {', '.join(map(str, expected))}), not {clips.dtype} {tuple(clips.shape)}"
+            )
+        features = self._forward(self.normalise(clips)).float()
+        return Encoded(features, None if self._head is None else self._head(features))
+
+    def normalise(self, clips: Tensor) -> Tensor:
+        """uint8 (B, T, H, W, 3) -> pixels as the model wants them, in its precision."""
+        pixels = torch.addcmul(self._shift, clips.float(), self._scale).to(self._dtype)
+        match self._layout:
+            case "BTCHW":
+                return pixels.permute(0, 1, 4, 2, 3)
+            case "BCTHW":
+                return pixels.permute(0, 4, 1, 2, 3)
+            case "BCHW":  # an image model: its single frame
+                return pixels.squeeze(1).permute(0, 3, 1, 2)
+
+
+def weights_digest(parts: Mapping[str, nn.Module]) -> str:
+    """SHA-256 over names, types, shapes and bytes of all parameters and buffers of the parts."""
+    digest = hashlib.sha256()
+    for part, module in sorted(parts.items()):
+        for name, value in sorted(module.state_dict().items()):
+            array = value.detach().cpu().contiguous()
+            digest.update(f"{part}.{name}:{array.dtype}:{tuple(array.shape)};".encode())
+            digest.update(array.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _call(model: nn.Module, pixels: Tensor) -> Tensor:
+    features: Tensor = model(pixels)
+    return features
+
+
+def _n_outputs(head: nn.Module | None) -> int:
+    if head is None:
+        return 0
+    linear = [m for m in head.modules() if isinstance(m, nn.Linear)]
+    return linear[-1].out_features

@@ -1,0 +1,355 @@
+"""One shard of stage one: decode -> window -> batch -> encode -> write."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..config import Config
+from ..errors import ConfigError, OutOfMemory, PartialResultError, Preempted
+from ..store import StoreWriter, create_store
+from .assemble import Assembly, Clip, Floats
+from .cluster import parse_shard
+from .decode import decoder_facts
+from .encoders import ClipEncoder, load_encoder
+from .ledger import FailureLedger
+from .manifest import Manifest, Row, read_manifest, require_files
+from .plan import Recipe
+from .pool import DecodePool
+from .presets import resolve_windowing
+from .worker import Chunk, DecodeSettings, End, Failed, Job, Start
+
+# Raise it when the code changes what a TSE holds; part of every store's fingerprint.
+EXTRACT_VERSION = 1
+
+
+@dataclass
+class ExtractReport:
+    """What one call of `extract_videos` did.
+
+    Args:
+        n_videos: in this shard; n_done of them encoded now, n_skipped were in the store, n_failed have no TSE.
+        n_windows: steps written now.
+        stage_s: seconds spent decoding (all processes together), waiting for frames, encoding and writing.
+    """
+
+    store_path: Path
+    failures_path: Path
+    n_videos: int = 0
+    n_done: int = 0
+    n_skipped: int = 0
+    n_failed: int = 0
+    n_windows: int = 0
+    stage_s: dict[str, float] = field(
+        default_factory=lambda: {"decode": 0.0, "wait": 0.0, "encode": 0.0, "write": 0.0}
+    )
+
+
+def extract_facts(config: Config, encoder: ClipEncoder) -> dict[str, Any]:
+    """Everything that decides a feature: what the store's fingerprint covers."""
+    section = config.extract
+    return {
+        "extract_version": EXTRACT_VERSION,
+        "encoder": encoder.id,
+        "input": asdict(encoder.spec),
+        "decoder": decoder_facts(section.decoder),
+        "windowing": resolve_windowing(section).facts(),
+        "official_views": section.official_views,
+        "folder_fps": section.folder_fps,
+    }
+
+
+def extract_videos(
+    config: Config, *, shard: str | None = None, retry_failed: bool = False, progress: bool = True
+) -> ExtractReport:
+    """Encodes the videos of the manifest that the store does not hold yet.
+
+    Args:
+        config: of the run.
+        shard: "i/n" takes every n-th video from the i-th on (from 0); None: what the scheduler's environment
+            variables say, else all.
+        retry_failed: try videos in the failures ledger again.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError, ManifestError, MissingDependencyError: before any work.
+        StoreError: the store is another run's, or cannot be written; what was committed stays.
+        PartialResultError: done, but more videos failed than `extract.max_failed` allows.
+        Preempted: SIGTERM came; finished videos are committed.
+        OutOfMemory: a batch does not fit onto the device.
+    """
+    section = config.extract
+    index, count = parse_shard(shard)
+    manifest = read_manifest(config.manifest.path, config.manifest.root, check_files=False)
+    rows = manifest.rows[index::count]
+    require_files(manifest, rows)
+    encoder = load_encoder(
+        section.encoder, device=section.device, precision=section.precision, compile=section.compile
+    )
+    recipe = make_recipe(config, encoder)
+    store = create_store(
+        config.store_path,
+        feature_dim=row_dim(recipe, encoder),
+        fingerprint_facts=extract_facts(config, encoder),
+        dtype=config.store.dtype,
+        format=config.store.format,
+    )
+    ledger = FailureLedger(config.store_path)
+    failed = {row.video_id for row in rows if row.video_id not in store} & ledger.read().keys()
+    todo = [row for row in rows if row.video_id not in store and (retry_failed or row.video_id not in failed)]
+    report = ExtractReport(config.store_path, ledger.folder, n_videos=len(rows))
+    report.n_skipped = sum(row.video_id in store for row in rows)
+    report.n_failed = 0 if retry_failed else len(failed)
+    limits = {name: getattr(config.store, name) for name in ("flush_rows", "flush_bytes", "flush_s")}
+    settings = DecodeSettings(recipe, section.decoder, section.folder_fps, section.timeout_s)
+    with _stop_on_sigterm() as stop, store.writer(**limits) as writer:
+        run = _Run(config, encoder, recipe, writer, ledger, report)
+        run.process(manifest, todo, settings, stop, progress)
+    if stop.is_set():
+        raise Preempted(
+            f"stopped by SIGTERM after {report.n_done} of {len(todo)} videos, all of them committed",
+            where=f"shard {index}/{count} of {config.store_path}",
+            fix="run the same command again; it goes on where this one stopped",
+        )
+    _check_failures(report, section.max_failed)
+    return report
+
+
+def make_recipe(config: Config, encoder: ClipEncoder) -> Recipe:
+    """The settings of the run, checked against what the encoder can take.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
+    section = config.extract
+    windowing = resolve_windowing(section)
+    problem: tuple[str, str] | None = None
+    if encoder.spec.frames not in (1, windowing.clip_len):
+        problem = f"clip_len {windowing.clip_len}", f"--set extract.clip_len={encoder.spec.frames}"
+    elif windowing.rows != "embedding" and not encoder.num_classes:
+        problem = f"rows {windowing.rows} and no classifier", "--set extract.rows=embedding"
+    elif section.official_views != "none" and (
+        encoder.spec.frames != 16 or not encoder.num_classes or windowing.crops == "squash"
+    ):
+        problem = (
+            "official views, which need 16 frames, a classifier and crops that are not squashed",
+            "--set extract.official_views=none",
+        )
+    if problem:
+        raise ConfigError(
+            f"encoder {encoder.id} takes {encoder.spec.frames} frames and has {encoder.num_classes} classes, but"
+            f" the run asks for {problem[0]}",
+            where="section extract",
+            fix=problem[1],
+        )
+    return Recipe(encoder.spec, windowing, section.official_views)
+
+
+def row_dim(recipe: Recipe, encoder: ClipEncoder) -> int:
+    """F: the width of one TSE step."""
+    windowing = recipe.windowing
+    width = encoder.feature_dim + (0 if windowing.rows == "embedding" else encoder.num_classes)
+    return width * (windowing.n_views if windowing.merge_views == "concat" else 1)
+
+
+@dataclass
+class _Open:
+    """A video whose clips are not all encoded yet."""
+
+    row: Row
+    assembly: Assembly
+    end: End
+
+
+class _Run:
+    """The loop of one shard. Videos enter in order and leave in order."""
+
+    def __init__(
+        self,
+        config: Config,
+        encoder: ClipEncoder,
+        recipe: Recipe,
+        writer: StoreWriter,
+        ledger: FailureLedger,
+        report: ExtractReport,
+    ) -> None:
+        self._encoder = encoder
+        self._recipe = recipe
+        self._writer = writer
+        self._ledger = ledger
+        self._report = report
+        self._batch_size = config.extract.batch_size
+        self._workers = config.extract.workers
+        self._clips: deque[Clip] = deque()
+        self._open: deque[_Open] = deque()
+        self._begin = time.monotonic()
+
+    def process(
+        self,
+        manifest: Manifest,
+        rows: Sequence[Row],
+        settings: DecodeSettings,
+        stop: threading.Event,
+        progress: bool,
+    ) -> None:
+        """Encodes `rows`; once `stop` is set, returns without the video at hand."""
+        jobs = [Job(row.video_id, manifest.file_of(row), row.start_s, row.end_s) for row in rows]
+        self._begin = time.monotonic()
+        with (
+            tqdm(total=len(rows), unit="video", disable=not progress) as self._bar,
+            DecodePool(jobs, settings, self._workers, stop) as pool,
+        ):
+            for number, row in enumerate(rows):
+                if not self._take_video(row, pool, number):
+                    break
+            self._encode(everything=True)
+
+    def _take_video(self, row: Row, pool: DecodePool, number: int) -> bool:
+        """False when the run was stopped before the video's end."""
+        assembly: Assembly | None = None
+        since = time.perf_counter()
+        for event in pool.events(number):
+            self._spend("wait", since)
+            match event:
+                case Start():
+                    self._forget(assembly)
+                    assembly = Assembly(self._recipe, event.n_frames, event.fps, event.height, event.width)
+                case Chunk():
+                    assert assembly is not None
+                    self._clips += assembly.add_frames(event.times_s, self._upload(event))
+                    self._encode(everything=False)
+                case End():
+                    assert assembly is not None
+                    self._report.stage_s["decode"] += event.decode_s
+                    self._open.append(_Open(row, assembly, event))
+                    self._write_complete()
+                    return True
+                case Failed():
+                    self._forget(assembly)
+                    self._fail(row, "decode", event.cause)
+                    return True
+            since = time.perf_counter()
+        self._forget(assembly)
+        return False
+
+    def _forget(self, assembly: Assembly | None) -> None:
+        """Drops the clips of a pass that turned out to be void."""
+        self._clips = deque(clip for clip in self._clips if clip.owner is not assembly)
+
+    def _upload(self, chunk: Chunk) -> torch.Tensor:
+        pixels = torch.from_numpy(chunk.pixels)
+        if self._encoder.device.type == "cuda":
+            pixels = pixels.pin_memory().to(self._encoder.device, non_blocking=True)
+        return pixels
+
+    def _encode(self, *, everything: bool) -> None:
+        while len(self._clips) >= self._batch_size or (everything and self._clips):
+            clips = [self._clips.popleft() for _ in range(min(self._batch_size, len(self._clips)))]
+            since = time.perf_counter()
+            vectors, probabilities = self._encode_batch(clips)
+            self._spend("encode", since)
+            for place, clip in enumerate(clips):
+                clip.owner.put(
+                    clip.slot, vectors[place], None if probabilities is None else probabilities[place]
+                )
+            self._write_complete()
+
+    def _encode_batch(self, clips: Sequence[Clip]) -> tuple[Floats, Floats | None]:
+        # Always the same shape: compiled models and kernel choices depend on it.
+        padding = [clips[-1].pixels] * (self._batch_size - len(clips))
+        batch = torch.stack([*(clip.pixels for clip in clips), *padding])
+        try:
+            features, logits = self._encoder.encode(batch)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(
+                f"a batch of {tuple(batch.shape)} does not fit: {error}",
+                where=f"encoder {self._encoder.id} on {self._encoder.device}",
+                fix=f"--set extract.batch_size={max(1, self._batch_size // 2)}",
+            ) from None
+        probabilities = None if logits is None else logits.softmax(-1)
+        match self._recipe.windowing.rows:
+            case "embedding+logits" if logits is not None:
+                features = torch.cat([features, logits], dim=-1)
+            case "embedding+probabilities" if probabilities is not None:
+                features = torch.cat([features, probabilities], dim=-1)
+        wants_views = self._recipe.official != "none" and probabilities is not None
+        return features.cpu().numpy(), probabilities.cpu().numpy() if wants_views else None
+
+    def _write_complete(self) -> None:
+        while self._open and self._open[0].assembly.complete:
+            video = self._open.popleft()
+            tse = video.assembly.finish()
+            if not np.isfinite(tse.values).all():
+                self._fail(video.row, "encode", "the features are not finite")
+                continue
+            since = time.perf_counter()
+            self._writer.append(
+                video.row.video_id,
+                tse.values,
+                start_s=tse.start_s,
+                end_s=tse.end_s,
+                n_frames=video.end.n_frames,
+                status=video.end.status,
+                extras=tse.extras,
+            )
+            self._spend("write", since)
+            self._report.n_done += 1
+            self._report.n_windows += len(tse.values)
+            self._show()
+
+    def _fail(self, row: Row, stage: str, cause: str) -> None:
+        self._ledger.add(row.video_id, row.path, stage, cause)
+        self._report.n_failed += 1
+        self._show()
+
+    def _spend(self, stage: str, since: float) -> None:
+        self._report.stage_s[stage] += time.perf_counter() - since
+
+    def _show(self) -> None:
+        report = self._report
+        rate = report.n_windows / max(time.monotonic() - self._begin, 1e-9)
+        shares = {name: f"{seconds:.0f}s" for name, seconds in report.stage_s.items()}
+        self._bar.set_postfix(
+            {"windows/s": f"{rate:.1f}", "failed": report.n_failed, **shares}, refresh=False
+        )
+        self._bar.update()
+
+
+@contextmanager
+def _stop_on_sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets; only the main thread may catch signals."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _check_failures(report: ExtractReport, max_failed: float) -> None:
+    allowed = max_failed * report.n_videos if max_failed < 1 else max_failed
+    if report.n_failed > allowed:
+        raise PartialResultError(
+            f"{report.n_failed} of {report.n_videos} videos failed, more than extract.max_failed = {max_failed:g}",
+            where=f"{report.failures_path} names them and why",
+            fix="mend the files and run again with --retry-failed, or raise extract.max_failed",
+        )
