@@ -121,6 +121,22 @@ class CentroidsSection(Section):
     tol: float | None = Field(
         None, ge=0, description="stop when no centroid value moves more; null: at a fixed point"
     )
+    init: Literal["medoid", "tslearn"] = Field(
+        "medoid", description="where DBA starts: the medoid, tslearn's DBA"
+    )
+    update: Literal["mean", "median"] = Field(
+        "mean", description="a barycenter's step, of the steps aligned to it"
+    )
+    resampled: bool = Field(
+        True, description="resample videos to `length` steps before DBA; false: as they are"
+    )
+    features: str = Field("all", description="columns of a TSE step to use: all, or FROM:TO")
+    standardise: bool = Field(False, description="shift and scale every feature to mean 0 and deviation 1")
+    position: float = Field(
+        0.0,
+        ge=0,
+        description="deviation of an added feature, the relative time, over that of all others; 0: none",
+    )
 
 
 class TrainSection(Section):
@@ -173,7 +189,6 @@ class TrainSection(Section):
         ge=1,
         description="stop after this many epochs without a better one, and keep the best; null: the last",
     )
-    features: str = Field("all", description="columns of a TSE step to use: all, or FROM:TO")
     data: Literal["auto", "device", "memory", "stream"] = Field(
         "auto", description="where the training TSEs are kept; auto: the first of these that has room"
     )
@@ -187,7 +202,16 @@ class EvaluateSection(Section):
 
     split: str = Field("val", description="split to score")
     baselines: tuple[str, ...] = Field(
-        ("mean_pool", "nearest_centroid"), description="methods scored beside the head on the same videos"
+        ("mean_pool", "nearest_centroid"),
+        description="methods scored beside the head on the same videos; all: every one that the store allows",
+    )
+    ablation: bool = Field(
+        False,
+        description="also train and score the head with centroids or weights fixed, and with the diagonal",
+    )
+    neighbours: int = Field(1, ge=1, description="k of the k-NN DTW baselines")
+    encoder_classes: Path | None = Field(
+        None, description="file with the encoder's class names, one a line; null: the labels in order"
     )
     missing: Literal["wrong", "skip"] = Field(
         "wrong", description="videos of the split without a TSE: count as wrong, or leave out (and say so)"

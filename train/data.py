@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from .inputs import InputLayer
 
 if TYPE_CHECKING:
     from ..store import Store
@@ -27,7 +28,8 @@ class Batch:
     """One optimiser step's share of one process.
 
     Attributes:
-        values: (S, F) packed steps; offsets: (N + 1,) int64 on the CPU; labels: (N,) int64.
+        values: (S, F) packed steps, behind the head's input layer; offsets: (N + 1,) int64 on the CPU;
+            labels: (N,) int64.
         shares: (N,) weight of each sample's loss; they sum to 1 over the processes of the step.
     """
 
@@ -92,15 +94,14 @@ class StoredSamples:
 
     mode = "streamed from the store"
 
-    def __init__(self, store: Store, ids: Sequence[str], labels: Any, columns: slice) -> None:
-        self._store, self._ids, self._columns = store, list(ids), columns
+    def __init__(self, store: Store, ids: Sequence[str], labels: Any) -> None:
+        self._store, self._ids = store, list(ids)
         self.labels = torch.as_tensor(labels).to(torch.int64)
         self.lengths = torch.as_tensor(store.lengths(self._ids))
-        self.n_features = len(range(*columns.indices(store.feature_dim)))
+        self.n_features = store.feature_dim
 
     def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        values, offsets = read_stored(self._store, [self._ids[i] for i in positions.tolist()])
-        return values[:, self._columns], offsets
+        return read_stored(self._store, [self._ids[i] for i in positions.tolist()])
 
 
 def read_stored(store: Store, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -137,7 +138,6 @@ def load_samples(
     *,
     device: torch.device,
     data: str = "auto",
-    columns: slice = slice(None),
 ) -> Samples:
     """The training samples of a store, kept where they fit.
 
@@ -147,7 +147,6 @@ def load_samples(
         labels: their class positions.
         device: where the head trains.
         data: "device", "memory" or "stream"; "auto" takes the first that fits into the free memory.
-        columns: features to keep.
 
     Raises:
         ConfigError: no ids, or an unknown option.
@@ -160,11 +159,10 @@ def load_samples(
     if data == "auto":
         data = _fitting_mode(store, ids, device)
     if data == "stream":
-        return StoredSamples(store, ids, labels, columns)
+        return StoredSamples(store, ids, labels)
     if data not in ("device", "memory"):
         raise ConfigError(f"data={data!r}", where="train.data", fix="use auto, device, memory or stream")
     values, offsets = read_stored(store, ids)
-    values = values[:, columns].contiguous()
     return PackedSamples(values.to(device) if data == "device" else values, offsets, labels)
 
 
@@ -197,6 +195,7 @@ def batches(
     order: Tensor,
     batch_size: int,
     *,
+    inputs: InputLayer,
     device: torch.device,
     start: int = 0,
     rank: int = 0,
@@ -210,6 +209,7 @@ def batches(
     Args:
         order: positions of the epoch's samples.
         batch_size: samples per step, over all processes.
+        inputs: what the steps of the TSEs pass.
         start: first step to yield.
     """
     steps = list(torch.split(order, batch_size))[start:]
@@ -220,9 +220,8 @@ def batches(
         if len(mine) == 0:
             mine, share = step[:1], torch.zeros(1)
         values, offsets = samples.take(mine)
-        return Batch(
-            values.to(device, non_blocking=True), offsets, samples.labels[mine].to(device), share.to(device)
-        )
+        steps = inputs(values.to(device, non_blocking=True), offsets)
+        return Batch(steps, offsets, samples.labels[mine].to(device), share.to(device))
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         ahead = pool.submit(prepare, steps[0]) if steps else None

@@ -20,6 +20,9 @@ from tqdm import tqdm
 
 from ..errors import ConfigError, MissingDependencyError
 from ..kernels import warping_path, weighted_dtw
+from .data import PackedSamples
+from .head import DejaVidHead, LogitsRule
+from .inputs import InputLayer, fit_inputs
 
 Array = np.ndarray[Any, Any]
 Update = Literal["mean", "median"]
@@ -51,12 +54,24 @@ class Centroids:
         class_names: C names.
         n_updates: per class, the updates done.
         converged: per class, whether it stood still before `max_iter`.
+        inputs: the input layer that the centroids live behind.
     """
 
     values: Tensor
     class_names: tuple[str, ...]
     n_updates: tuple[int, ...]
     converged: tuple[bool, ...]
+    inputs: InputLayer
+
+    def head(self, *, step_pattern: str = "no_diagonal", logits: LogitsRule = "standardised") -> DejaVidHead:
+        """The untrained head: distances to the barycenters with all weights 1."""
+        return DejaVidHead(
+            self.values,
+            step_pattern=step_pattern,
+            class_names=self.class_names,
+            inputs=self.inputs,
+            logits=logits,
+        )
 
 
 def resample(tse: Tensor, length: int) -> Tensor:
@@ -225,6 +240,9 @@ def fit_centroids(
     init: Literal["medoid", "tslearn"] = "medoid",
     update: Update = "mean",
     resampled: bool = True,
+    features: str = "all",
+    standardise: bool = False,
+    position: float = 0.0,
     seed: int = 1337,
     backend: str = "auto",
     progress: bool = False,
@@ -237,6 +255,8 @@ def fit_centroids(
         labels: N positions in `class_names`.
         class_names: C names; every one must have a sample.
         max_per_class: samples of a class that are read, chosen by `reservoir` with `seed`.
+        features, standardise, position: of the input layer, see `fit_inputs`; it is fitted to the samples
+        that are read.
         progress: show a bar over the classes.
 
     The other arguments are those of `barycenter`.
@@ -253,13 +273,17 @@ def fit_centroids(
             where="the training split",
             fix="add training videos of these classes, or take the classes out of the manifest",
         )
-    packed = torch.as_tensor(values)
-    bounds = [int(bound) for bound in offsets]
+    classes = [kept[index] for index in range(len(class_names))]
+    chosen = PackedSamples(values, offsets, labels).subset(
+        torch.tensor([i for members in classes for i in members])
+    )
+    inputs = fit_inputs(
+        chosen.values, chosen.offsets, features=features, standardise=standardise, position=position
+    ).to(chosen.values.device)
+    tses = list(torch.split(inputs(chosen.values, chosen.offsets), chosen.lengths.tolist()))
     found = []
-    for index in tqdm(
-        range(len(class_names)), desc="centroids", unit="class", disable=None if progress else True
-    ):
-        samples = [packed[bounds[i] : bounds[i + 1]] for i in kept[index]]
+    for members in tqdm(classes, desc="centroids", unit="class", disable=None if progress else True):
+        samples, tses = tses[: len(members)], tses[len(members) :]
         found.append(
             find_barycenter(
                 samples,
@@ -278,6 +302,7 @@ def fit_centroids(
         tuple(class_names),
         tuple(center.n_updates for center in found),
         tuple(center.converged for center in found),
+        inputs,
     )
 
 

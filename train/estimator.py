@@ -12,7 +12,6 @@ from ..config import CentroidsSection, TrainSection
 from ..errors import ConfigError, MissingDependencyError
 from .data import PackedSamples, device_of, hold_out
 from .dba import fit_centroids
-from .head import DejaVidHead
 from .loop import train_head
 
 try:
@@ -68,6 +67,8 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         *,
         n_steps: int = _CENTROIDS.length,
         max_per_class: int = _CENTROIDS.max_per_class,
+        standardise: bool = _CENTROIDS.standardise,
+        position: float = _CENTROIDS.position,
         epochs: int = _TRAIN.epochs,
         lr: float = _TRAIN.lr,
         lr_ratio: float = _TRAIN.lr_ratio,
@@ -93,6 +94,8 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     ) -> None:
         self.n_steps = n_steps
         self.max_per_class = max_per_class
+        self.standardise = standardise
+        self.position = position
         self.epochs = epochs
         self.lr = lr
         self.lr_ratio = lr_ratio
@@ -140,9 +143,8 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             {name: value for name, value in self.get_params().items() if name in TrainSection.model_fields}
         )
         device = device_of(self.device)
-        everything = PackedSamples(torch.from_numpy(values), offsets, targets)
-        train: PackedSamples = everything
-        val: PackedSamples | None = None
+        everything = PackedSamples(torch.from_numpy(values).to(device), offsets, targets)
+        train, val = everything, None
         if self.holdout:
             kept, held = hold_out(everything.labels, self.holdout, seed)
             train, val = everything.subset(kept), everything.subset(held)
@@ -154,14 +156,14 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             class_names=names,
             length=self.n_steps,
             max_per_class=self.max_per_class,
+            standardise=self.standardise,
+            position=self.position,
             step_pattern=self.step_pattern,
             seed=seed,
-            backend="auto",
+            backend=self.backend,
             progress=self.verbose,
         )
-        self.head_ = DejaVidHead(
-            centroids.values, step_pattern=self.step_pattern, class_names=names, logits=options.logits
-        )
+        self.head_ = centroids.head(step_pattern=self.step_pattern, logits=options.logits)
         report = train_head(
             self.head_,
             train.to(device),
@@ -255,7 +257,7 @@ def _split_array(X: Any, layout: str) -> tuple[list[Array], int]:
     if layout == "channels_first":
         array = array.transpose(0, 2, 1)
     # tslearn ends shorter series in rows of NaN.
-    padding = np.isnan(array).all(axis=2, keepdims=True)[:, ::-1, 0]
+    padding: Array = np.asarray(np.isnan(array).all(axis=2))[:, ::-1]
     lengths = array.shape[1] - padding.cumprod(axis=1).sum(axis=1)
     return _checked([x[:length] for x, length in zip(array, lengths, strict=True)]), array.shape[2]
 

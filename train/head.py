@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..kernels import weighted_dtw
 from .files import write_atomically
+from .inputs import InputLayer
 
 LogitsRule = Literal["standardised", "per_step"]
 CARD_FORMAT = "dejavid-head"
@@ -45,6 +46,7 @@ class DejaVidHead(nn.Module):
         log_temperature: () parameter; logits are divided by its exponential.
         path_centroids: (C, Tc, F) buffer: the frozen copy that paths are searched with in training mode.
         path_log_weights: (C, Tc, F) buffer, likewise.
+        inputs: the `InputLayer` that TSE steps pass first; centroids live behind it, in its F features.
         class_names: C names, in the order of the logits.
         fingerprints: of what the head was made from, by name (`extract_fp`, `head_fp`).
         metrics: numbers of the training run, by name.
@@ -63,6 +65,7 @@ class DejaVidHead(nn.Module):
         *,
         step_pattern: str = "no_diagonal",
         class_names: Sequence[str] | None = None,
+        inputs: InputLayer | None = None,
         logits: LogitsRule = "standardised",
         temperature: float = 1.0,
         backend: str = "auto",
@@ -74,6 +77,7 @@ class DejaVidHead(nn.Module):
             log_weights: (C, Tc, F); None: zeros, every weight 1.
             step_pattern: "no_diagonal" or "classic".
             class_names: C different names; None: "0", "1", ...
+            inputs: what TSE steps pass first; None: nothing.
             logits: "standardised" or "per_step".
             temperature: what logits are divided by, > 0.
             backend: weighted-DTW kernels.
@@ -90,6 +94,13 @@ class DejaVidHead(nn.Module):
             tuple(str(i) for i in range(len(start))) if class_names is None else tuple(map(str, class_names))
         )
         _check_parts(start, weights, names)
+        self.inputs = InputLayer(start.shape[2]) if inputs is None else inputs
+        if self.inputs.n_features != start.shape[2]:
+            raise ConfigError(
+                f"the input layer gives {self.inputs.n_features} features, centroids have {start.shape[2]}",
+                where="DejaVidHead",
+                fix="give the input layer that the centroids were computed behind",
+            )
         if logits not in ("standardised", "per_step") or step_pattern not in ("no_diagonal", "classic"):
             raise ConfigError(
                 f"logits={logits!r}, step_pattern={step_pattern!r}",
@@ -110,20 +121,27 @@ class DejaVidHead(nn.Module):
         self.fingerprints: dict[str, str] = {}
         self.metrics: dict[str, Any] = {}
 
-    def forward(self, values: Tensor, offsets: Tensor) -> Tensor:
-        """Logits (N, C) of N packed TSEs: values (S, F), offsets (N + 1,)."""
-        bounds = torch.as_tensor(offsets)
-        return self.logits(self.distances(values, bounds), bounds.diff())
+    def forward(self, values: Tensor, offsets: Tensor, *, prepared: bool = False) -> Tensor:
+        """Logits (N, C) of N packed TSEs.
 
-    def distances(self, values: Tensor, offsets: Tensor) -> Tensor:
-        """Weighted DTW distances (N, C).
+        Args:
+            values: (S, F) steps, end to end.
+            offsets: (N + 1,) where each TSE begins.
+            prepared: `values` have passed the input layer already.
+        """
+        bounds = torch.as_tensor(offsets)
+        return self.logits(self.distances(values, bounds, prepared=prepared), bounds.diff())
+
+    def distances(self, values: Tensor, offsets: Tensor, *, prepared: bool = False) -> Tensor:
+        """Weighted DTW distances (N, C); arguments as for `forward`.
 
         In training mode the path is searched with the frozen copy and costed with the live parameters; in
         evaluation mode both are live.
         """
         frozen = {"path_centroids": self.path_centroids, "path_log_weights": self.path_log_weights}
+        steps = torch.as_tensor(values)
         return weighted_dtw(
-            torch.as_tensor(values),
+            steps if prepared else self.inputs(steps, offsets),
             offsets,
             self.centroids,
             self.log_weights,
@@ -161,6 +179,7 @@ class DejaVidHead(nn.Module):
                 "centroids": self.centroids.detach().cpu().contiguous(),
                 "log_weights": self.log_weights.detach().cpu().contiguous(),
                 "log_temperature": self.log_temperature.detach().cpu(),
+                **{f"inputs.{name}": buffer.cpu() for name, buffer in self.inputs.named_buffers()},
             }
         )
         card = {
@@ -168,6 +187,7 @@ class DejaVidHead(nn.Module):
             "schema": CARD_SCHEMA,
             "class_names": list(self.class_names),
             "shape": list(self.centroids.shape),
+            "inputs": self.inputs.card(),
             "step_pattern": self.step_pattern,
             "logits": self.logits_rule,
             "temperature": float(self.log_temperature.detach().exp()),
@@ -205,6 +225,13 @@ class DejaVidHead(nn.Module):
             tensors["log_weights"],
             step_pattern=card["step_pattern"],
             class_names=card["class_names"],
+            inputs=InputLayer(
+                card["inputs"]["n_features"],
+                columns=tuple(card["inputs"]["columns"]),
+                mean=tensors.get("inputs.mean"),
+                scale=tensors.get("inputs.scale"),
+                position=card["inputs"]["position"],
+            ),
             logits=card["logits"],
             backend=backend,
         )

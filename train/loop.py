@@ -127,8 +127,8 @@ def evaluate_head(
     world = world or World(0, 1)
     mine = torch.arange(len(samples.labels))[world.rank :: world.size]
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    for batch in batches(samples, mine, _EVALUATION_BATCH, device=device):
-        logits = head(batch.values, batch.offsets)
+    for batch in batches(samples, mine, _EVALUATION_BATCH, inputs=head.inputs, device=device):
+        logits = head(batch.values, batch.offsets, prepared=True)
         sums[0] += cross_entropy(logits, batch.labels, reduction="sum").double()
         sums[1] += (logits.argmax(1) == batch.labels).sum()
     loss, correct = world.sum(sums).tolist()
@@ -255,9 +255,17 @@ class _Run:
                 correct.zero_()
 
         self.head.train()
-        own_share = {"rank": self.world.rank, "world": self.world.size}
-        for batch in batches(self.train, order, size, device=self.device, start=state.step, **own_share):
-            logits = self.model(batch.values, batch.offsets)
+        for batch in batches(
+            self.train,
+            order,
+            size,
+            inputs=self.head.inputs,
+            device=self.device,
+            start=state.step,
+            rank=self.world.rank,
+            world=self.world.size,
+        ):
+            logits = self.model(batch.values, batch.offsets, prepared=True)
             each = cross_entropy(
                 logits, batch.labels, reduction="none", label_smoothing=self.options.label_smoothing
             )
@@ -409,7 +417,7 @@ def _spread(head: DejaVidHead, samples: Samples, device: torch.device) -> float:
 
 
 def _check_fit(head: DejaVidHead, train: Samples, val: Samples | None, options: TrainSection) -> None:
-    n_classes, _, n_features = head.centroids.shape
+    n_classes, n_features = len(head.centroids), head.inputs.n_features_in
     for name, samples in (("training", train), ("validation", val)):
         if samples is None:
             continue
@@ -421,7 +429,7 @@ def _check_fit(head: DejaVidHead, train: Samples, val: Samples | None, options: 
             raise ConfigError(
                 f"the {name} TSEs have {samples.n_features} features, the head has {n_features}",
                 where="train",
-                fix="compute the centroids from the same store and the same train.features",
+                fix="compute the centroids from the same store",
             )
         low, high = int(samples.labels.min()), int(samples.labels.max())
         if low < 0 or high >= n_classes:
