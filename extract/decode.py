@@ -1,13 +1,13 @@
-"""Videos as streams of frames: `open_video` -> metadata and `stream(wanted)`, one pass, in order of presentation.
+"""Videos as streams of frames: `open_video` -> metadata and `stream(wanted)`, one pass.
 
-The index of a frame is its place in the order of presentation, counted by decoding from the start: no seeking, so
-frame k is frame k in every container. Frames that nobody wants are decoded but not converted.
+The index of a frame is its place in the order of presentation, counted by decoding from the start: no
+seeking, so frame k is frame k in every container. Frames that nobody wants are decoded but not converted.
 """
 
 from __future__ import annotations
 
-import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -23,12 +23,13 @@ from ..errors import MissingDependencyError, VideoDecodeError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # ffmpeg draws text files as pictures (tty) and follows references of playlists to other files.
 _REFUSED_FORMATS = {"tty", "concat", "hls", "dash", "imf", "sdp"}
+_MOST_REORDERED = 17  # frames; the most that H.264 and HEVC may hold back, and one
 
 
 class Frame(NamedTuple):
     """One frame: place in the video, seconds since its first frame, uint8 RGB (H, W, 3)."""
 
-    index: int
+    number: int
     time_s: float
     image: NDArray[np.uint8]
 
@@ -97,6 +98,7 @@ class _PyavVideo:
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self._duration_s = _duration_s(container, self._stream)
         self.meta = VideoMeta(self._expected_frames(float(rate)), float(rate))
+        self._cut = False
         self.n_frames = 0
         self.status = "ok"
 
@@ -110,8 +112,6 @@ class _PyavVideo:
 
     def _count_packets(self) -> int:
         """Reads the file without decoding: one packet is one frame in nearly every stream."""
-        first: float | None = None
-        count = 0
         with _import_av().open(str(self._path), options={"protocol_whitelist": "file"}) as container:
             stream = container.streams[self._stream.index]
             times = [
@@ -119,16 +119,14 @@ class _PyavVideo:
                 for packet in container.demux(stream)
                 if packet.size and not packet.is_discard
             ]
-        known = [time for time in times if time is not None]
-        first = min(known, default=0.0)
-        for time in times:
-            count += time is None or self._start_s <= time - first < self._end_s
-        return count
+        first = min((time for time in times if time is not None), default=0.0)
+        return sum(time is None or self._start_s <= time - first < self._end_s for time in times)
 
     def stream(self, wanted: NDArray[np.int64]) -> Iterator[Frame]:
         targets = iter(wanted.tolist())
         target = next(targets, -1)
-        count, zero, last = 0, None, 0.0
+        count, zero = 0, None
+        recent: deque[float] = deque([0.0], maxlen=_MOST_REORDERED)
         for place, frame in enumerate(self._decode()):
             time = place / self.meta.fps if frame.time is None else float(frame.time)
             zero = time if zero is None else zero
@@ -140,27 +138,44 @@ class _PyavVideo:
             if count == target:
                 yield Frame(count, time, _to_rgb(frame))
                 target = next(targets, -1)
-            count, last = count + 1, time
-        self.n_frames = count
+            count += 1
+            recent.append(time)
+        self._judge(count, recent)
+
+    def _judge(self, count: int, recent: deque[float]) -> None:
+        """Sets `n_frames` and `status` from the number of frames and the times of the last ones."""
         end_s = min(self._end_s, self._duration_s)
         expected = (end_s - self._start_s) * self.meta.fps
-        missing = expected - count
-        # Fewer frames than duration x rate is normal at a variable rate; not if time is missing at the end.
         slack = 2 + 0.01 * expected
-        if missing > slack and (end_s - last) * self.meta.fps > slack:
+        # Fewer frames than duration x rate is normal at a variable rate, unless time is missing at the end.
+        ends_early = expected - count > slack and (end_s - recent[-1]) * self.meta.fps > slack
+        self.n_frames = count
+        if ends_early or self._cut:
             self.status = "short"
+            # Frames are stored out of order: of the last ones, those behind a gap are not where they count.
+            times = list(recent)
+            for place in range(1, len(times)):
+                if (times[place] - times[place - 1]) * self.meta.fps > 1.5:
+                    self.n_frames -= len(times) - place
+                    break
 
     def _decode(self) -> Iterator[Any]:
+        """All frames; a packet that is broken ends the stream if it is the last, else the video is damaged."""
         av = _import_av()
-        size = os.path.getsize(self._path)  # noqa: PTH202 - the path is a string for ffmpeg as well
+        broken: Any = None
         for packet in self._container.demux(self._stream):
+            if broken is not None and packet.size:
+                raise _undecodable(f"damaged at byte {broken.pos}", self._path)
+            if packet.is_corrupt:
+                broken = packet
+                continue
             try:
                 frames = packet.decode()
-            except av.FFmpegError as error:
-                if packet.pos is not None and packet.pos + packet.size >= size:
-                    continue  # the file ends inside this packet; `stream` sees what is missing
-                raise _undecodable(f"damaged at byte {packet.pos}: {error.strerror}", self._path) from None
+            except av.FFmpegError:
+                broken = packet
+                continue
             yield from frames
+        self._cut = broken is not None
 
 
 class _Folder:

@@ -95,9 +95,9 @@ class Clips:
 def plan_clips(plan: FramePlan, geometry: Geometry, *, per_frame: bool) -> Clips:
     """Lists the clips of a video.
 
-    Slots count the steps' clips first, (step * spans + span) * crops + crop, then the official views, segment
-    outer and crop inner. With `per_frame` (an image encoder) every wanted frame is a clip of its own and slots
-    are (place in `wanted`) * crops + crop.
+    Slots count the steps' clips first, (step * spans + span) * crops + crop, then the official views,
+    segment outer and crop inner. With `per_frame` (an image encoder) every wanted frame is a clip of its
+    own and slots are (place in `wanted`) * crops + crop.
     """
     n_crops = geometry.n_step_crops
     windows = plan.wanted[:, None] if per_frame else plan.steps.reshape(-1, plan.steps.shape[2])

@@ -125,7 +125,7 @@ class DecodePool:
             if event is None:
                 event = Failed(f"not decoded within {self._settings.timeout_s:g} s")
                 worker.stop()
-            if not self._forward(number, event) or isinstance(event, Failed) and not worker.alive:
+            if not self._forward(number, event) or (isinstance(event, Failed) and not worker.alive):
                 return False
             if isinstance(event, End | Failed):
                 return True

@@ -1,4 +1,4 @@
-"""Frames to the encoder's size: uint8 (T, H, W, 3) in, uint8 (T, H, W, 3) out. Scaling to floats is the encoder's.
+"""Frames to the encoder's size, uint8 in, uint8 out; scaling to floats is the encoder's.
 
 Resizing follows VideoMAE V2's own test code: bilinear on uint8 without antialiasing, so a real pixel grid is
 sampled; an encoder whose spec says antialias gets that instead.
@@ -20,8 +20,9 @@ Crops = Literal["center", "three", "squash"]
 
 
 def resized_size(height: int, width: int, spec: ClipSpec, crops: Crops) -> tuple[int, int]:
-    """(height, width) of a frame before cropping: the short side at `spec.short_side`, the long one rounded down.
+    """(height, width) of a frame before cropping.
 
+    The short side becomes `spec.short_side`, the long one keeps the aspect ratio, rounded down.
     Frames that are to be squashed become exactly the encoder's size.
     """
     if crops == "squash" or spec.resize == "squash":

@@ -40,7 +40,7 @@ class ExtractReport:
     """What one call of `extract_videos` did.
 
     Args:
-        n_videos: in this shard; n_done of them encoded now, n_skipped were in the store, n_failed have no TSE.
+        n_videos: in this shard; of them n_done were encoded now, n_skipped before, and n_failed have no TSE.
         n_windows: steps written now.
         stage_s: seconds spent decoding (all processes together), waiting for frames, encoding and writing.
     """
@@ -149,8 +149,8 @@ def make_recipe(config: Config, encoder: ClipEncoder) -> Recipe:
         )
     if problem:
         raise ConfigError(
-            f"encoder {encoder.id} takes {encoder.spec.frames} frames and has {encoder.num_classes} classes, but"
-            f" the run asks for {problem[0]}",
+            f"encoder {encoder.id} takes {encoder.spec.frames} frames and has {encoder.num_classes} classes,"
+            f" but the run asks for {problem[0]}",
             where="section extract",
             fix=problem[1],
         )
@@ -284,8 +284,9 @@ class _Run:
                 features = torch.cat([features, logits], dim=-1)
             case "embedding+probabilities" if probabilities is not None:
                 features = torch.cat([features, probabilities], dim=-1)
-        wants_views = self._recipe.official != "none" and probabilities is not None
-        return features.cpu().numpy(), probabilities.cpu().numpy() if wants_views else None
+        if probabilities is None or self._recipe.official == "none":
+            return features.cpu().numpy(), None
+        return features.cpu().numpy(), probabilities.cpu().numpy()
 
     def _write_complete(self) -> None:
         while self._open and self._open[0].assembly.complete:
@@ -349,7 +350,8 @@ def _check_failures(report: ExtractReport, max_failed: float) -> None:
     allowed = max_failed * report.n_videos if max_failed < 1 else max_failed
     if report.n_failed > allowed:
         raise PartialResultError(
-            f"{report.n_failed} of {report.n_videos} videos failed, more than extract.max_failed = {max_failed:g}",
+            f"{report.n_failed} of {report.n_videos} videos failed, more than extract.max_failed"
+            f" = {max_failed:g}",
             where=f"{report.failures_path} names them and why",
             fix="mend the files and run again with --retry-failed, or raise extract.max_failed",
         )

@@ -69,7 +69,7 @@ def plan_windows(
             # Dropping allows any start up to the last full window; the hop then no longer matters.
             last = max(n_frames - span, 0) if tail == "drop" else int(starts[-1])
             starts = _evenly_spaced(last, max_steps, frame_interval)
-            if extra is not None and max_steps > 1:
+            if tail == "shift" and extra is not None and max_steps > 1:
                 starts[-1] = extra
     return _clamp_to_grid(starts, n_frames, clip_len, frame_interval)[:, None, :]
 
@@ -156,7 +156,8 @@ def _clamp_to_grid(starts: Indices, n_frames: int, clip_len: int, frame_interval
     """Frames of each window; those past the end repeat the window's last frame that exists."""
     last = (n_frames - 1 - starts) // frame_interval
     steps = np.minimum(np.arange(clip_len, dtype=np.int64), last[:, None])
-    return starts[:, None] + steps * frame_interval
+    frames: Indices = starts[:, None] + steps * frame_interval
+    return frames
 
 
 def _check_positive(**values: int) -> None:

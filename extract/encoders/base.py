@@ -46,7 +46,7 @@ class Encoded(NamedTuple):
 
 
 class ClipEncoder(Protocol):
-    """A frozen encoder. It scales, normalises and permutes by itself, so that callers only handle uint8 frames."""
+    """A frozen encoder. It scales, normalises and permutes by itself: callers only handle uint8 frames."""
 
     id: str  # family, weight digest, precision: part of the store's fingerprint
     spec: ClipSpec
@@ -64,7 +64,7 @@ class TorchEncoder:
 
     Args:
         family: names the adapter in `id`.
-        model: normalised pixels -> (B, feature_dim) or, with `embed`, whatever `embed` reads; put into eval mode.
+        model: normalised pixels -> (B, feature_dim), or whatever `embed` reads; put into eval mode.
         head: features -> logits; None without a head.
         spec: frames and size.
         feature_dim: width of the features.
@@ -117,9 +117,7 @@ class TorchEncoder:
         """See `ClipEncoder.encode`."""
         expected = (self.spec.frames, self.spec.height, self.spec.width, 3)
         if clips.dtype != torch.uint8 or clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
-            raise ValueError(
-                f"clips must be uint8 (B, {', '.join(map(str, expected))}), not {clips.dtype} {tuple(clips.shape)}"
-            )
+            raise ValueError(f"clips must be uint8 (B, *{expected}), not {clips.dtype} {tuple(clips.shape)}")
         features = self._forward(self.normalise(clips)).float()
         return Encoded(features, None if self._head is None else self._head(features))
 
