@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Config, differing_keys, dump_config, fingerprint
-from .errors import ConfigError, ManifestError, StoreVersionError
+from .errors import ManifestError, StoreVersionError
 from .train.files import write_atomically
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from .evaluate.task import Task
     from .store import Store
     from .train import DejaVidHead
     from .train.data import Samples
@@ -159,8 +158,6 @@ def centroids_stage(config: Config, *, progress: bool = True) -> StageReport:
     if why is None:
         return StageReport("centroids", True, "skipped, they are up to date", (path,), record.data())
 
-    from safetensors.torch import save
-
     from .train import fit_centroids
     from .train.data import read_stored
     from .train.dba import reservoir
@@ -182,7 +179,7 @@ def centroids_stage(config: Config, *, progress: bool = True) -> StageReport:
         **section.model_dump(),
     )
     config.run.dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save({"centroids": found.values.contiguous()}))
+    found.save(path)
     data = {
         "class_names": list(videos.class_names),
         "n_updates": list(found.n_updates),
@@ -213,19 +210,16 @@ def train_stage(config: Config, world: World, *, resume: bool = False, progress:
 
     import torch
 
-    from .train import DejaVidHead, train_head
+    from .train import train_head
+    from .train.centroids import load_centroids
     from .train.checkpoint import FILE as CHECKPOINT_FILE
     from .train.data import device_of, hold_out, load_samples
 
     options = config.train
     moved = _clear_head_folder(folder, fingerprint(facts)) if world.is_first else None
     world.wait()
-    head = DejaVidHead(
-        _load_centroids(config),
-        class_names=videos.class_names,
-        step_pattern=options.step_pattern,
-        logits=options.logits,
-        backend=options.backend,
+    head = load_centroids(config.run.dir / CENTROIDS_FILE).head(
+        step_pattern=options.step_pattern, logits=options.logits
     )
     head.fingerprints = {"extract_fp": store.fingerprint, "head_fp": fingerprint(facts)}
     targets = torch.from_numpy(videos.targets)
@@ -259,45 +253,48 @@ def train_stage(config: Config, world: World, *, resume: bool = False, progress:
     return StageReport("train", False, summary + (f"; {moved}" if moved else ""), (folder,), data)
 
 
-def evaluate_stage(config: Config) -> StageReport:
-    """The head and the baselines on the videos of `evaluate.split`; writes results.json."""
-    from .evaluate.baselines import METHODS, Task, check_methods
-    from .evaluate.metrics import Scores, summarise
-    from .train import DejaVidHead
+def evaluate_stage(config: Config, *, progress: bool = False) -> StageReport:
+    """The head and the baselines on the videos of `evaluate.split`; writes results.json and its tables."""
+    from .evaluate.baselines import ALL, HEAD, chosen_methods
+    from .evaluate.evaluation import evaluate, results, write_evaluation
 
     section = config.evaluate
-    check_methods(section.baselines)
+    names = chosen_methods(section.baselines, ablation=section.ablation)
+    task = evaluation_task(config, progress=progress)
+    evaluation = evaluate(task, names, missing=section.missing, optional=ALL in section.baselines)
+    paths = write_evaluation(evaluation, config.run.dir, {"fingerprints": task.head.fingerprints})
+    best = evaluation.summaries[HEAD]
+    summary = f"top-1 {best.n_correct} / {best.n_denominator} videos of {section.split!r}"
+    return StageReport("evaluate", False, summary, tuple(paths), results(evaluation))
+
+
+def evaluation_task(config: Config, *, progress: bool = False) -> Task:
+    """The head, the store and the videos of `evaluate.split`, checked to belong together."""
+    from .evaluate.task import Task, make_split
+    from .store.labels import read_labels
+    from .train import DejaVidHead
+    from .train.centroids import load_centroids
+
+    section = config.evaluate
     store = _open(config)
     head = DejaVidHead.load(config.head_path, backend=config.train.backend)
     _check_head(head, store, config)
     training = _videos(config, store, TRAIN_SPLIT, head.class_names)
     videos = _videos(config, store, section.split, head.class_names)
-    names = (*section.baselines, "dejavid")
-    task = Task(
+    labels = {
+        i: row.label for i, row in read_labels(config.manifest.path).items() if row.split == section.split
+    }
+    lengths = dict(zip(videos.ids, store.lengths(videos.ids).tolist(), strict=True))
+    return Task(
+        config=config,
         store=store,
-        class_names=head.class_names,
+        split=make_split(section.split, head.class_names, labels, lengths),
         train_ids=training.ids,
         train_targets=training.targets,
-        ids=videos.ids,
         head=head,
-        centroids=_load_centroids(config),
+        centroids=load_centroids(config.run.dir / CENTROIDS_FILE).values,
+        progress=progress,
     )
-    methods = {}
-    for name in dict.fromkeys(names):
-        scores = Scores(tuple(videos.ids), videos.targets, METHODS[name](task), videos.n_split)
-        methods[name] = asdict(summarise(scores, section.missing))
-    data = {
-        "split": section.split,
-        "missing": section.missing,
-        "n_classes": len(head.class_names),
-        "fingerprints": head.fingerprints,
-        "methods": methods,
-    }
-    path = config.run.dir / "results.json"
-    write_json(path, data)
-    best = methods["dejavid"]
-    summary = f"top-1 {best['n_correct']} / {best['n_split']} videos of {section.split!r}"
-    return StageReport("evaluate", False, summary, (path,), data)
 
 
 def run_pipeline(config: Config, *, progress: bool = True, say: Say = print) -> list[StageReport]:
@@ -307,7 +304,7 @@ def run_pipeline(config: Config, *, progress: bool = True, say: Say = print) -> 
         lambda: [manifest_stage(config)],
         lambda: [extract_stage(config, progress=progress)],
         lambda: head_stages(config, resume=True, progress=progress),
-        lambda: [evaluate_stage(config)],
+        lambda: [evaluate_stage(config, progress=progress)],
     )
     for stage in stages:
         for report in stage():
@@ -374,19 +371,6 @@ def _centroid_facts(config: Config, store: Store, videos: _Videos) -> dict[str, 
         "step_pattern": config.train.step_pattern,
         "seed": config.run.seed,
     }
-
-
-def _load_centroids(config: Config) -> Tensor:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    path = config.run.dir / CENTROIDS_FILE
-    try:
-        return load(path.read_bytes())["centroids"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise ConfigError(
-            f"cannot read the centroids ({error})", where=str(path), fix="dejavid train makes them"
-        ) from None
 
 
 def _check_head(head: DejaVidHead, store: Store, config: Config) -> None:

@@ -1,53 +1,23 @@
-"""The methods an evaluation compares, all on the same store and the same videos.
-
-A method is a function `(Task) -> (N, C)` array of scores, higher is better, and one line in `METHODS`.
-"""
+"""The methods an evaluation compares, on the same store and the same videos: one line each in `METHODS`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ConfigError
+from .ablation import centroids_only, full, full_classic, weights_only
+from .encoder import encoder_views, mean_logits, oversampling
+from .neighbours import knn_dtw, knn_dtw_tslearn
+from .probes import attentive_probe, soft_dtw_head
+from .task import Floats, Method, Task
 
-if TYPE_CHECKING:
-    from ..store import Batch, Store
-    from ..train import DejaVidHead
-
-Array = NDArray[np.floating[Any]]
-BATCH = 256  # videos read and scored at a time
-
-
-@dataclass(frozen=True)
-class Task:
-    """What every method is given.
-
-    Attributes:
-        store: where the TSEs are.
-        class_names: the C classes, in the order of the score columns.
-        train_ids, train_targets: training videos with a TSE and the index of their class.
-        ids: the N videos to score.
-        head: the trained head.
-        centroids: (C, Tc, F) the DBA centroids that training began with.
-    """
-
-    store: Store
-    class_names: tuple[str, ...]
-    train_ids: list[str]
-    train_targets: NDArray[np.int64]
-    ids: list[str]
-    head: DejaVidHead
-    centroids: Any
-
-    def batches(self, ids: list[str]) -> Iterator[Batch]:
-        return self.store.batches(ids, BATCH)
+ALL = "all"
+HEAD = "dejavid"
 
 
-def mean_pool(task: Task) -> Array:
+def mean_pool(task: Task) -> Floats:
     """Logistic regression on the mean over a video's steps: what an average of clips can tell."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -55,58 +25,78 @@ def mean_pool(task: Task) -> Array:
 
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     model.fit(_means(task, task.train_ids), task.train_targets)
-    scores = np.full((len(task.ids), len(task.class_names)), -np.inf)
+    scores = np.full((len(task.ids), task.n_classes), -np.inf)
     scores[:, model.classes_] = model.predict_log_proba(_means(task, task.ids))
     return scores
 
 
-def nearest_centroid(task: Task) -> Array:
-    """The untrained method: distance to the DBA centroids with all weights 1."""
+def nearest_centroid(task: Task) -> Floats:
+    """The untrained method: minus the distances to the DBA centroids with all weights 1."""
     import torch
 
     from ..kernels import weighted_dtw
 
     centroids = task.centroids
     zeros = torch.zeros_like(centroids)
-    pattern = task.head.step_pattern
-    return np.concatenate(
-        [
-            -weighted_dtw(b.values, b.offsets, centroids, zeros, step_pattern=pattern).numpy(force=True)
-            for b in task.batches(task.ids)
-        ]
-    )
+    options = {"step_pattern": task.head.step_pattern, "backend": task.head.backend}
+    scores = []
+    for batch in task.batches(task.ids):
+        steps = task.head.inputs(torch.from_numpy(batch.values), batch.offsets)
+        scores.append(-weighted_dtw(steps, batch.offsets, centroids, zeros, **options).numpy(force=True))
+    return np.concatenate(scores)
 
 
-def dejavid(task: Task) -> Array:
+def dejavid(task: Task) -> Floats:
     """The trained head."""
-    import torch
-
-    task.head.eval()
-    with torch.inference_mode():
-        return np.concatenate(
-            [task.head(b.values, b.offsets).numpy(force=True) for b in task.batches(task.ids)]
-        )
+    return full(task, head=task.head)
 
 
-METHODS: dict[str, Callable[[Task], Array]] = {
-    "mean_pool": mean_pool,
-    "nearest_centroid": nearest_centroid,
-    "dejavid": dejavid,
+METHODS: dict[str, Method] = {
+    "encoder_views": Method(encoder_views, "encoder, its own protocol"),
+    "mean_logits": Method(mean_logits, "encoder, mean of logits over steps"),
+    "oversampling": Method(oversampling, "encoder, mean of probabilities over steps"),
+    "mean_pool": Method(mean_pool, "mean of steps + logistic regression"),
+    "attentive_probe": Method(attentive_probe, "attentive pooling probe"),
+    "knn_dtw": Method(knn_dtw, "k-NN DTW", probabilities=False),
+    "knn_dtw_tslearn": Method(knn_dtw_tslearn, "k-NN DTW (tslearn, squared L2)", probabilities=False),
+    "soft_dtw_head": Method(soft_dtw_head, "head trained with soft-DTW"),
+    "nearest_centroid": Method(nearest_centroid, "nearest DBA centroid", probabilities=False, ablation=True),
+    "centroids_only": Method(centroids_only, "centroids only, weights 1", ablation=True),
+    "weights_only": Method(weights_only, "weights only, DBA centroids", ablation=True),
+    "full": Method(full, "centroids and weights", ablation=True),
+    "full_classic": Method(full_classic, "centroids and weights, with diagonal", ablation=True),
+    HEAD: Method(dejavid, "DejaVid head"),
 }
 
 
-def check_methods(names: tuple[str, ...]) -> None:
-    """Raises ConfigError for a name that is no method."""
+def chosen_methods(names: Iterable[str], *, ablation: bool = False) -> list[str]:
+    """The methods to run, in table order, the head last.
+
+    Args:
+        names: of methods; "all" stands for every method that is no ablation.
+        ablation: add the paper's ablation: nothing, centroids, weights or both learned, and the diagonal.
+
+    Raises:
+        ConfigError: a name that is no method.
+    """
+    wanted = {HEAD}
     for name in names:
-        if name not in METHODS:
+        if name == ALL:
+            wanted |= {key for key, method in METHODS.items() if not method.ablation} | {"nearest_centroid"}
+        elif name in METHODS:
+            wanted.add(name)
+        else:
             raise ConfigError(
                 f"no method is called {name!r}",
                 where="evaluate.baselines",
-                fix=f"choose among {', '.join(METHODS)}",
+                fix=f"choose among {ALL}, {', '.join(METHODS)}",
             )
+    if ablation:
+        wanted |= {key for key, method in METHODS.items() if method.ablation}
+    return [name for name in METHODS if name in wanted]
 
 
-def _means(task: Task, ids: list[str]) -> Array:
+def _means(task: Task, ids: list[str]) -> Floats:
     rows = []
     for batch in task.batches(ids):
         lengths = np.diff(batch.offsets)
