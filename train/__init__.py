@@ -6,18 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .dba import Centroids, barycenter, fit_centroids
+    from .centroids import Centroids, fit_centroids
+    from .dba import barycenter
     from .estimator import DejaVidClassifier
     from .head import DejaVidHead
     from .loop import TrainReport, train_head
 
 _HOMES = {
-    "Centroids": "dba",
+    "Centroids": "centroids",
     "DejaVidClassifier": "estimator",
     "DejaVidHead": "head",
     "TrainReport": "loop",
     "barycenter": "dba",
-    "fit_centroids": "dba",
+    "fit_centroids": "centroids",
     "train_head": "loop",
 }
 

@@ -10,8 +10,8 @@ import torch
 
 from ..config import CentroidsSection, TrainSection
 from ..errors import ConfigError, MissingDependencyError
+from .centroids import fit_centroids
 from .data import PackedSamples, device_of, hold_out
-from .dba import fit_centroids
 from .loop import train_head
 
 try:

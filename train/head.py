@@ -225,13 +225,7 @@ class DejaVidHead(nn.Module):
             tensors["log_weights"],
             step_pattern=card["step_pattern"],
             class_names=card["class_names"],
-            inputs=InputLayer(
-                card["inputs"]["n_features"],
-                columns=tuple(card["inputs"]["columns"]),
-                mean=tensors.get("inputs.mean"),
-                scale=tensors.get("inputs.scale"),
-                position=card["inputs"]["position"],
-            ),
+            inputs=InputLayer.from_card(card["inputs"], tensors),
             logits=card["logits"],
             backend=backend,
         )

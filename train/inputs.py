@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -76,6 +76,18 @@ class InputLayer(nn.Module):
         if self.position > 0:
             result[:, -1] = (relative_time(offsets).to(values.device) - 0.5) * self.position
         return result
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> InputLayer:
+        """The layer that `card` and the buffers, under their names with the prefix "inputs.", describe."""
+        first, stop = card["columns"]
+        return cls(
+            card["n_features"],
+            columns=(first, stop),
+            mean=tensors.get("inputs.mean"),
+            scale=tensors.get("inputs.scale"),
+            position=card["position"],
+        )
 
     def card(self) -> dict[str, Any]:
         """Everything but the buffers, as JSON types."""
