@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..errors import OutOfMemory
 from . import cpu_loops
-from .cpu_isa import BLOCK, HAS_VECTOR_CODE, LANES, ROWS, TILE_COLUMNS, VECTORS, Floats, Longs
+from .cpu_isa import BLOCK, CLASSES, HAS_VECTOR_CODE, LANES, ROWS, TILE_COLUMNS, VECTORS, Floats, Ints, Longs
 from .inputs import Samples
 
 if HAS_VECTOR_CODE:
@@ -35,7 +33,6 @@ else:
 _SEARCH_COLUMNS = 256  # of a chunk: its packed features of one block stay in the second-level cache
 _PATH_COLUMNS = 1024  # likewise for one feature tile
 _CLASS_ROWS = 128  # centroid steps of a block of classes, unless one class has more
-_CLASSES = 16
 _PREFETCHED = 16  # entries that a path loop may read beyond its list of cells
 _SERIAL = 1 << 20  # elements of work below which waking threads costs more than it brings
 
@@ -55,131 +52,148 @@ class CpuKernels:
     def __init__(self, samples: Samples) -> None:
         self._values: Floats = samples.values.float().numpy()
         self._offsets: Longs = samples.offsets.numpy()
-        self._packed_for_paths: list[Floats] | None = None
+        self._for_paths: list[tuple[Floats, slice, Longs]] | None = None
 
     def search(
         self, centroids: Tensor, log_weights: Tensor, step_pattern: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         n_classes, length, n_features = centroids.shape
-        n_vectors = -(-n_features // LANES)
+        n_vectors, n_samples = -(-n_features // LANES), len(self._offsets) - 1
         chunks, blocks = _chunks(self._offsets, _SEARCH_COLUMNS), _blocks(n_classes, length)
-        c, w = centroids.numpy(), log_weights.exp().numpy()
-        params: list[Floats] = [
-            _buffer("packed centroids", _round_up((b - a) * length, ROWS) * n_vectors * 2 * LANES)
-            for a, b in blocks
-        ]
-        values: list[Floats] = [
-            _buffer("packed values", _round_up(x.stop - x.start, TILE_COLUMNS) * n_vectors * LANES)
-            for x in chunks
-        ]
-        n_samples = len(self._offsets) - 1
+        c, w = centroids.numpy(), log_weights.numpy()
+        values = self._pack(chunks, TILE_COLUMNS, BLOCK, n_vectors)
         distances = np.empty((n_classes, n_samples), np.float32)
         lo, hi = (np.empty((n_classes, n_samples, length), np.int32) for _ in range(2))
 
-        def pack(i: int) -> None:
-            if i < len(chunks):
-                x = self._values[chunks[i].start : chunks[i].stop]
-                cpu_loops.pack_values(x, TILE_COLUMNS, BLOCK, n_vectors, values[i])
-            else:
-                block = slice(*blocks[i - len(chunks)])
-                n_tiles = -(-c[block].shape[0] * length // ROWS)
-                cpu_loops.pack_params(c[block], w[block], n_tiles, n_vectors, params[i - len(chunks)])
+        def align_blocks(queue: Iterator[int]) -> None:
+            n_rows = _round_up(max(b - a for a, b in blocks) * length, ROWS)
+            n_columns = _round_up(max(x.stop - x.start for x in chunks), TILE_COLUMNS)
+            params = _buffer("packed centroids", n_rows * n_vectors * 2 * LANES)
+            cost = _buffer("local costs", n_columns * n_rows + CLASSES)
+            table = _buffer("accumulated costs", 2, length, CLASSES)
+            moves = np.empty((n_columns, length, CLASSES), np.uint8)
+            for i in queue:
+                block = slice(*blocks[i])
+                cpu_loops.pack_params(c[block], np.exp(w[block]), n_vectors, params)
+                n_rows = _round_up(len(c[block]) * length, ROWS)
+                for x, chunk in zip(values, chunks, strict=True):
+                    n_columns = _round_up(chunk.stop - chunk.start, TILE_COLUMNS)
+                    local = cost[: n_columns * n_rows].reshape(n_columns, n_rows)
+                    loops.local_costs(params, x, n_vectors, local)
+                    part = len(c[block]), chunk.last - chunk.first
+                    found = np.empty(part, np.float32), *(np.empty((*part, length), np.int32) for _ in "lh")
+                    offsets = self._offsets[chunk.first : chunk.last + 1] - chunk.start
+                    cpu_loops.align(local, offsets, length, step_pattern == "classic", table, moves, *found)
+                    for target, source in zip((distances, lo, hi), found, strict=True):
+                        target[block, chunk.first : chunk.last] = source
 
-        def align(i: int) -> None:
-            chunk, (first, last) = chunks[i // len(blocks)], blocks[i % len(blocks)]
-            n_tiles = -(-(chunk.stop - chunk.start) // TILE_COLUMNS)
-            shape = n_tiles * TILE_COLUMNS, _round_up((last - first) * length, ROWS)
-            cost = _buffer("local costs", *shape)
-            loops.local_costs(params[i % len(blocks)], values[i // len(blocks)], n_vectors, n_tiles, cost)
-            part = last - first, chunk.last - chunk.first
-            found = (
-                np.empty(part, np.float32),
-                np.empty((*part, length), np.int32),
-                np.empty((*part, length), np.int32),
-            )
-            offsets = self._offsets[chunk.first : chunk.last + 1] - chunk.start
-            cpu_loops.align(cost, offsets, length, step_pattern == "classic", *found)
-            for target, source in zip((distances, lo, hi), found, strict=True):
-                target[first:last, chunk.first : chunk.last] = source
-
-        work = len(self._values) * n_classes * length * n_features
-        _share_out(pack, len(chunks) + len(blocks), work)
-        _share_out(align, len(chunks) * len(blocks), work)
-        return (
-            torch.from_numpy(distances).T.contiguous(),
-            torch.from_numpy(lo).transpose(0, 1),
-            torch.from_numpy(hi).transpose(0, 1),
+        _share_out(align_blocks, len(blocks), self._values.size * n_classes * length)
+        return torch.from_numpy(distances).T.contiguous(), *(
+            torch.from_numpy(x).transpose(0, 1) for x in (lo, hi)
         )
 
     def path_cost(self, centroids: Tensor, log_weights: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         n_samples, n_classes, length = lo.shape
-        chunks, blocks = _chunks(self._offsets, _PATH_COLUMNS), _blocks(n_classes, length)
-        values, c, w = self._path_operands(centroids, log_weights)
+        batch, blocks = self._path_batch(), _blocks(n_classes, length)
+        c, w, low, high = centroids.numpy(), log_weights.numpy(), _by_class(lo), _by_class(hi)
         distances = np.empty((n_classes, n_samples), np.float32)
 
-        def add_up(i: int) -> None:
-            chunk, (first, last) = chunks[i // len(blocks)], blocks[i % len(blocks)]
-            part = last - first, _round_up(chunk.last - chunk.first, LANES)
-            out, sums = np.zeros(part, np.float32), _buffer("sums", part[1], LANES)
-            cells = self._cells(lo, hi, chunk, first, last)
-            loops.path_costs(values[i // len(blocks)], *cells, c[first:last], w[first:last], sums, out)
-            distances[first:last, chunk.first : chunk.last] = out[:, : chunk.last - chunk.first]
+        def add_up(queue: Iterator[int]) -> None:
+            for i in queue:
+                block = slice(*blocks[i])
+                params = _path_params(c[block], w[block])
+                for x, chunk, offsets in batch:
+                    cells = _cells(low[block, chunk], high[block, chunk], offsets)
+                    n_padded = _round_up(len(offsets) - 1, LANES)
+                    out, sums = (
+                        np.zeros((len(c[block]), n_padded), np.float32),
+                        _buffer("sums", n_padded, LANES),
+                    )
+                    loops.path_costs(x, *cells, *params, sums, out)
+                    distances[block, chunk] = out[:, : len(offsets) - 1]
 
-        _share_out(add_up, len(chunks) * len(blocks), n_classes * self._values.size)
+        _share_out(add_up, len(blocks), n_classes * self._values.size)
         return torch.from_numpy(distances).T.contiguous()
 
     def path_gradients(
         self, centroids: Tensor, log_weights: Tensor, lo: Tensor, hi: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor]:
-        chunks, blocks = _chunks(self._offsets, _PATH_COLUMNS), _blocks(*lo.shape[1:])
-        values, c, w = self._path_operands(centroids, log_weights)
-        grads = grad.T.numpy()
-        grad_c, grad_l = torch.empty_like(centroids), torch.empty_like(log_weights)
+        batch, blocks = self._path_batch(), _blocks(*lo.shape[1:])
+        c, w, low, high = centroids.numpy(), log_weights.numpy(), _by_class(lo), _by_class(hi)
+        grads, (grad_c, grad_l) = grad.T.numpy(), (np.empty_like(c) for _ in "cl")
 
-        def add_up(i: int) -> None:
-            first, last = blocks[i]
-            scratch = _buffer("tile", 2 * VECTORS * LANES)
-            out = grad_c[first:last].zero_().numpy(), grad_l[first:last].zero_().numpy()
-            for x, chunk in zip(values, chunks, strict=True):
-                cells = self._cells(lo, hi, chunk, first, last)
-                g = grads[first:last, chunk.first : chunk.last].copy()
-                loops.path_gradients(x, *cells, c[first:last], w[first:last], g, scratch, *out)
+        def add_up(queue: Iterator[int]) -> None:
+            scratch = _buffer("sums", 2 * VECTORS * LANES)
+            for i in queue:
+                block = slice(*blocks[i])
+                params = _path_params(c[block], w[block])
+                out = grad_c[block], grad_l[block]
+                for array in out:
+                    array.fill(0)
+                for x, chunk, offsets in batch:
+                    cells = _cells(low[block, chunk], high[block, chunk], offsets)
+                    loops.path_gradients(x, *cells, *params, grads[block, chunk].copy(), scratch, *out)
 
-        _share_out(add_up, len(blocks), len(centroids) * self._values.size)
-        return grad_c, grad_l
+        _share_out(add_up, len(blocks), len(c) * self._values.size)
+        return torch.from_numpy(grad_c), torch.from_numpy(grad_l)
 
-    def _path_operands(self, centroids: Tensor, log_weights: Tensor) -> tuple[list[Floats], Floats, Floats]:
-        """Packed values of every chunk; centroids and weights with whole feature tiles in each row."""
-        n_vectors = _round_up(self._values.shape[1], VECTORS * LANES) // LANES
-        if self._packed_for_paths is None:
+    def _path_batch(self) -> list[tuple[Floats, slice, Longs]]:
+        """Per chunk: its values in feature tiles, its samples, and the first column of each within the chunk."""
+        if self._for_paths is None:
             chunks = _chunks(self._offsets, _PATH_COLUMNS)
-            shape = n_vectors // VECTORS, -1, VECTORS * LANES
-            packed = [_buffer("packed values", (x.stop - x.start) * n_vectors * LANES) for x in chunks]
+            tiles = _n_tiles(self._values)
+            values = self._pack(chunks, 1, VECTORS, tiles * VECTORS)
+            self._for_paths = [
+                (
+                    v.reshape(tiles, -1, VECTORS * LANES),
+                    slice(x.first, x.last),
+                    self._offsets[x.first : x.last + 1] - x.start,
+                )
+                for v, x in zip(values, chunks, strict=True)
+            ]
+        return self._for_paths
 
-            def pack(i: int) -> None:
+    def _pack(self, chunks: list[_Chunk], tile_columns: int, block: int, n_vectors: int) -> list[Floats]:
+        sizes = (_round_up(x.stop - x.start, tile_columns) * n_vectors * LANES for x in chunks)
+        packed = [_buffer("packed values", size) for size in sizes]
+
+        def pack_chunks(queue: Iterator[int]) -> None:
+            for i in queue:
                 x = self._values[chunks[i].start : chunks[i].stop]
-                cpu_loops.pack_values(x, 1, VECTORS, n_vectors, packed[i])
+                cpu_loops.pack_values(x, tile_columns, block, n_vectors, packed[i])
 
-            _share_out(pack, len(chunks), self._values.size)
-            self._packed_for_paths = [x.reshape(shape) for x in packed]
-        missing = n_vectors * LANES - self._values.shape[1]
-        c, w = centroids, log_weights.exp()
-        if missing:
-            c, w = pad(c, (0, missing)), pad(w, (0, missing))
-        return self._packed_for_paths, c.numpy(), w.numpy()
+        _share_out(pack_chunks, len(chunks), self._values.size)
+        return packed
 
-    def _cells(
-        self, lo: Tensor, hi: Tensor, chunk: _Chunk, first: int, last: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-        low, high = (
-            x[chunk.first : chunk.last, first:last].transpose(0, 1).int().contiguous() for x in (lo, hi)
-        )
-        room = int((high - low + 1).sum((1, 2)).max()) + _PREFETCHED
-        cells, owners = (np.empty((last - first, room), np.int32) for _ in range(2))
-        starts = np.empty((last - first, lo.shape[2] + 1), np.int32)
-        offsets = self._offsets[chunk.first : chunk.last + 1] - chunk.start
-        cpu_loops.list_cells(low.numpy(), high.numpy(), offsets, cells, owners, starts)
-        return cells, owners, starts
+
+def _path_params(centroids: Floats, log_weights: Floats) -> tuple[Floats, Floats]:
+    """Centroids and weights of a block of classes, (classes, Tc, F), as (feature tiles, classes, Tc, features)."""
+    tiles = _n_tiles(centroids)
+    shape = tiles, *centroids.shape[:2], VECTORS * LANES
+    packed = _buffer("packed centroids", *shape), _buffer("packed weights", *shape)
+    for x, out in zip((centroids, np.exp(log_weights)), packed, strict=True):
+        cpu_loops.pack_values(x.reshape(-1, x.shape[2]), 1, VECTORS, tiles * VECTORS, out.reshape(-1))
+    return packed
+
+
+def _cells(lo: Ints, hi: Ints, offsets: Longs) -> tuple[Ints, Ints, Ints]:
+    """Lists the cells of paths (classes, samples, Tc) of one chunk: see `cpu_loops.list_cells`."""
+    lo, hi = lo.copy(), hi.copy()
+    room = int((hi - lo + 1).sum((1, 2)).max()) + _PREFETCHED
+    cells, owners = (np.empty((len(lo), room), np.int32) for _ in "co")
+    starts = np.empty((len(lo), lo.shape[2] + 1), np.int32)
+    cpu_loops.list_cells(lo, hi, offsets, cells, owners, starts)
+    return cells, owners, starts
+
+
+def _n_tiles(values: Floats) -> int:
+    return -(-values.shape[-1] // (VECTORS * LANES))
+
+
+def _by_class(path: Tensor) -> Ints:
+    """(N, C, Tc) -> (C, N, Tc) as int32; a view of what `search` returned."""
+    array: Ints = path.transpose(0, 1).int().numpy()
+    return array
 
 
 def _chunks(offsets: Longs, n_columns: int) -> list[_Chunk]:
@@ -195,7 +209,7 @@ def _chunks(offsets: Longs, n_columns: int) -> list[_Chunk]:
 
 def _blocks(n_classes: int, length: int) -> list[tuple[int, int]]:
     """Cuts the classes into blocks of nearly equal size."""
-    n_blocks = -(-n_classes // max(1, min(_CLASSES, _CLASS_ROWS // length)))
+    n_blocks = -(-n_classes // max(1, min(CLASSES, _CLASS_ROWS // length)))
     bounds = [n_classes * i // n_blocks for i in range(n_blocks + 1)]
     return list(zip(bounds[:-1], bounds[1:], strict=True))
 
@@ -217,23 +231,22 @@ def _buffer(name: str, *shape: int) -> Floats:
     return buffer
 
 
-def _share_out(task: Callable[[int], None], n_tasks: int, work: int) -> None:
-    """Runs `task(0) ... task(n_tasks - 1)` on this thread and its helpers, each taking the next when free."""
+def _share_out(worker: Callable[[Iterator[int]], None], n_tasks: int, work: int) -> None:
+    """Runs `worker` on this thread and on helpers; each gets an iterator over one common queue of task numbers."""
     queue = deque(range(n_tasks))
-
-    def take() -> None:
-        while queue:
-            try:
-                i = queue.popleft()
-            except IndexError:  # another thread was faster
-                return
-            task(i)
-
     n_threads = 1 if work < _SERIAL else min(torch.get_num_threads(), n_tasks)
-    helpers = [_pool(os.getpid(), n_threads).submit(take) for _ in range(n_threads - 1)]
-    take()
+    helpers = [_pool(os.getpid(), n_threads).submit(worker, _take(queue)) for _ in range(n_threads - 1)]
+    worker(_take(queue))
     for helper in helpers:
         helper.result()
+
+
+def _take(queue: deque[int]) -> Iterator[int]:
+    while True:
+        try:
+            yield queue.popleft()
+        except IndexError:
+            return
 
 
 @cache

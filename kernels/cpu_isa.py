@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
+Bytes = NDArray[np.uint8]
 Longs = NDArray[np.int64]
 
 ROWS = 4  # centroid rows of a tile
+CLASSES = 16  # the most classes of a block: the DP runs over this many at once
 VECTORS = 4  # feature vectors that the path loops hold in registers
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

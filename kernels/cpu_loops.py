@@ -1,38 +1,45 @@
-"""The rest of the CPU backend's compiled loops: packing, the DP with its traceback, and lists of path cells."""
+"""The rest of the CPU backend's compiled loops: packing, the DP with its traceback, lists of path cells.
+
+Indices are unsigned where the compiler must see plain vector loops: for signed ones numba adds a check for negative
+values, which turns vector loads into gathers.
+"""
 
 from __future__ import annotations
 
-from .cpu_isa import BLOCK, LANES, ROWS, Floats, Ints, Longs, compiled
+from numba import uint64
+
+from .cpu_isa import BLOCK, CLASSES, LANES, ROWS, Bytes, Floats, Ints, Longs, compiled
 
 
 @compiled
-def pack_params(centroids: Floats, weights: Floats, n_row_tiles: int, n_vectors: int, out: Floats) -> None:
+def pack_params(centroids: Floats, weights: Floats, n_vectors: int, out: Floats) -> None:
     """Packs one block of classes, (classes, Tc, F) each, for `local_costs`; rows and features beyond are 0.
 
-    Row t * classes + k is step t of class k, so that the DP meets neighbouring classes in neighbouring numbers.
+    Row t * classes + k is step t of class k: the DP meets neighbouring classes in neighbouring numbers.
     """
     n_classes, length, n_features = centroids.shape
-    out[:] = 0
-    for row in range(length * n_classes):
-        t, k = row // n_classes, row % n_classes
-        c, w = centroids[k, t], weights[k, t]
-        base = 0
-        for start in range(0, n_vectors, BLOCK):
-            width = min(BLOCK, n_vectors - start)
-            for i in range(width):
-                at = base + (((row // ROWS) * width + i) * ROWS + row % ROWS) * 2 * LANES
-                first = (start + i) * LANES
-                to_c, to_w = out[at : at + LANES], out[at + LANES : at + 2 * LANES]
-                if first + LANES <= n_features:
-                    from_c, from_w = c[first : first + LANES], w[first : first + LANES]
-                    for j in range(LANES):
-                        to_c[j] = from_c[j]
-                        to_w[j] = from_w[j]
-                else:
-                    for j in range(n_features - first):
-                        to_c[j] = c[first + j]
-                        to_w[j] = w[first + j]
-            base += n_row_tiles * ROWS * width * 2 * LANES
+    n_rows = (n_classes * length + ROWS - 1) // ROWS * ROWS
+    at = uint64(0)
+    for start in range(0, n_vectors, BLOCK):
+        stop = min(start + BLOCK, n_vectors)
+        for first_row in range(0, n_rows, ROWS):
+            for feature in range(start * LANES, stop * LANES, LANES):
+                n_kept = min(LANES, n_features - feature)
+                for row in range(first_row, first_row + ROWS):
+                    t, k = row // n_classes, row % n_classes
+                    if t < length and n_kept == LANES:
+                        for j in range(LANES):
+                            out[at + uint64(j)] = centroids[k, t, uint64(feature) + uint64(j)]
+                        for j in range(LANES):
+                            out[at + uint64(LANES + j)] = weights[k, t, uint64(feature) + uint64(j)]
+                    else:
+                        for j in range(2 * LANES):
+                            out[at + uint64(j)] = 0
+                        if t < length:
+                            for j in range(n_kept):
+                                out[at + uint64(j)] = centroids[k, t, feature + j]
+                                out[at + uint64(LANES + j)] = weights[k, t, feature + j]
+                    at += uint64(2 * LANES)
 
 
 @compiled
@@ -44,101 +51,110 @@ def pack_values(values: Floats, tile_columns: int, block: int, n_vectors: int, o
         tile_columns: columns of a tile; those beyond the last are 0.
         block: vectors of a feature block.
         n_vectors: feature vectors in all; features beyond F are 0.
-        out: 1-D, column tiles * tile_columns * n_vectors * LANES numbers.
+        out: column tiles * tile_columns * n_vectors * LANES numbers.
     """
     n_columns, n_features = values.shape
-    n_tiles = (n_columns + tile_columns - 1) // tile_columns
-    for column in range(n_tiles * tile_columns):
-        tile, m = column // tile_columns, column % tile_columns
-        base = 0
-        for start in range(0, n_vectors, block):
-            width = min(block, n_vectors - start)
-            for i in range(width):
-                at = base + ((tile * width + i) * tile_columns + m) * LANES
-                first = (start + i) * LANES
-                to = out[at : at + LANES]
-                if column < n_columns and first + LANES <= n_features:
-                    x = values[column, first : first + LANES]
-                    for j in range(LANES):
-                        to[j] = x[j]
-                else:
-                    for j in range(LANES):
-                        inside = column < n_columns and first + j < n_features
-                        to[j] = values[column, first + j] if inside else 0
-            base += n_tiles * width * tile_columns * LANES
+    n_padded = (n_columns + tile_columns - 1) // tile_columns * tile_columns
+    at = uint64(0)
+    for start in range(0, n_vectors, block):
+        stop = min(start + block, n_vectors)
+        for first_column in range(0, n_padded, tile_columns):
+            for feature in range(start * LANES, stop * LANES, LANES):
+                n_kept = min(LANES, n_features - feature)
+                for column in range(first_column, first_column + tile_columns):
+                    if column < n_columns and n_kept == LANES:
+                        for j in range(LANES):
+                            out[at + uint64(j)] = values[column, uint64(feature) + uint64(j)]
+                    else:
+                        for j in range(LANES):
+                            out[at + uint64(j)] = 0
+                        if column < n_columns:
+                            for j in range(n_kept):
+                                out[at + uint64(j)] = values[column, feature + j]
+                    at += uint64(LANES)
 
 
 @compiled
 def align(
-    cost: Floats, offsets: Longs, length: int, diagonal: bool, distances: Floats, lo: Ints, hi: Ints
+    cost: Floats,
+    offsets: Longs,
+    length: int,
+    diagonal: bool,
+    table: Floats,
+    moves: Bytes,
+    distances: Floats,
+    lo: Ints,
+    hi: Ints,
 ) -> None:
-    """Turns local costs into accumulated costs, in place, and reads off distances and paths.
+    """Finds distances and paths from the local costs of a chunk of samples and a block of classes.
 
     Args:
-        cost: (columns, rows) of a chunk of samples and a block of classes; row t * classes + k.
+        cost: (columns, rows), row t * classes + k; CLASSES readable numbers beyond its end.
         offsets: (samples + 1,) first column of every sample.
         length: Tc.
         diagonal: whether (t-1, s-1) is a move.
+        table: (2, Tc, CLASSES) scratch: accumulated costs of one column and the one before.
+        moves: (longest T, Tc, CLASSES) scratch: how the best path enters each cell.
         distances: (classes, samples) out.
         lo: (classes, samples, Tc) out.
         hi: likewise.
     """
     n_classes, n_samples = distances.shape
     for n in range(n_samples):
-        table = cost[offsets[n] : offsets[n + 1]]
-        # The first cell is on every path: left out of the sums, it costs them no precision.
+        first, stop = offsets[n], offsets[n + 1]
+        _accumulate(cost, first, stop, n_classes, length, diagonal, table, moves)
         for k in range(n_classes):
-            distances[k, n] = table[0, k]
-            table[0, k] = 0
-        _accumulate(table, n_classes, length, diagonal)
-        for k in range(n_classes):
-            distances[k, n] += table[-1, (length - 1) * n_classes + k]
-            _trace_back(table, n_classes, k, diagonal, lo[k, n], hi[k, n])
+            # The first cell is on every path: left out of the sums, it costs them no precision.
+            distances[k, n] = table[(stop - first - 1) % 2, length - 1, k] + cost[first, k]
+            _trace_back(moves, k, stop - first, lo[k, n], hi[k, n])
 
 
 @compiled
-def _accumulate(table: Floats, n_classes: int, length: int, diagonal: bool) -> None:
-    width = n_classes
-    first = table[0]
-    for i in range(width, length * width):
-        first[i] += first[i - width]
-    for s in range(1, table.shape[0]):
-        now, before = table[s], table[s - 1]
-        for k in range(width):
-            now[k] += before[k]
+def _accumulate(
+    cost: Floats,
+    first: int,
+    stop: int,
+    n_classes: int,
+    length: int,
+    diagonal: bool,
+    table: Floats,
+    moves: Bytes,
+) -> None:
+    """One sample; lanes beyond the classes of the block compute on what lies there, and nobody reads them.
+
+    A move is 1 back to (t-1, s), 2 back to (t, s-1), 3 back to (t-1, s-1).
+    """
+    for k in range(CLASSES):
+        table[0, 0, k] = 0
+        moves[0, 0, k] = 0
+    for t in range(1, length):
+        for k in range(CLASSES):
+            table[0, t, k] = table[0, t - 1, k] + cost[first, uint64(t * n_classes) + uint64(k)]
+            moves[0, t, k] = 1
+    for s in range(1, stop - first):
+        now, before = s % 2, (s - 1) % 2
+        for k in range(CLASSES):
+            table[now, 0, k] = table[before, 0, k] + cost[first + s, uint64(k)]
+            moves[s, 0, k] = 2
         for t in range(1, length):
-            a, b = t * width, (t - 1) * width
-            here, below, left, corner = (
-                now[a : a + width],
-                now[b : b + width],
-                before[a : a + width],
-                before[b : b + width],
-            )
-            if diagonal:
-                for k in range(width):
-                    here[k] += min(min(below[k], left[k]), corner[k])
-            else:
-                for k in range(width):
-                    here[k] += min(below[k], left[k])
+            for k in range(CLASSES):
+                up, left = table[now, t - 1, k], table[before, t, k]
+                best, move = (up, 1) if up < left else (left, 2)
+                if diagonal:
+                    corner = table[before, t - 1, k]
+                    best, move = (best, move) if best < corner else (corner, 3)
+                table[now, t, k] = best + cost[first + s, uint64(t * n_classes) + uint64(k)]
+                moves[s, t, k] = move
 
 
 @compiled
-def _trace_back(table: Floats, n_classes: int, k: int, diagonal: bool, lo: Ints, hi: Ints) -> None:
-    """Tie rule: see `reference.py`."""
-    t, s = lo.shape[0] - 1, table.shape[0] - 1
+def _trace_back(moves: Bytes, k: int, n_columns: int, lo: Ints, hi: Ints) -> None:
+    t, s = lo.shape[0] - 1, n_columns - 1
     lo[t] = hi[t] = s
     while t > 0 or s > 0:
-        row = t * n_classes + k
-        back_t, back_s = t > 0, s > 0
-        if back_t and back_s:
-            up, left = table[s, row - n_classes], table[s - 1, row]
-            back_t = up < left
-            back_s = not back_t
-            if diagonal and table[s - 1, row - n_classes] <= min(up, left):
-                back_t = back_s = True
-        if back_s:
-            s -= 1
-        if back_t:
+        move = moves[s, t, k]
+        s -= move >> 1
+        if move & 1:
             t -= 1
             hi[t] = s
         lo[t] = s

@@ -12,21 +12,20 @@ shorter), a feature tile VECTORS vectors.
 
 from __future__ import annotations
 
-from .cpu_isa import BLOCK, LANES, ROWS, TILE_COLUMNS, VECTORS, Floats, Ints, compiled
+from .cpu_isa import BLOCK, LANES, ROWS, TILE_COLUMNS, Floats, Ints, compiled
 
 
 @compiled
-def local_costs(params: Floats, values: Floats, n_vectors: int, n_column_tiles: int, cost: Floats) -> None:
+def local_costs(params: Floats, values: Floats, n_vectors: int, cost: Floats) -> None:
     """Cost of every cell of one chunk of samples and one block of classes.
 
     Args:
         params: packed params of the block.
         values: packed values of the chunk.
         n_vectors: feature vectors in all.
-        n_column_tiles: column tiles of the chunk.
         cost: (columns, rows) out, both padded to whole tiles.
     """
-    n_row_tiles = cost.shape[1] // ROWS
+    n_column_tiles, n_row_tiles = cost.shape[0] // TILE_COLUMNS, cost.shape[1] // ROWS
     cost[:] = 0
     p = v = 0
     for start in range(0, n_vectors, BLOCK):
@@ -66,17 +65,16 @@ def path_costs(
         cells: (classes, cells) column of every path cell, ordered by centroid step.
         owners: (classes, cells) its sample, counted within the chunk.
         starts: (classes, Tc + 1) where the cells of each step start.
-        centroids: (classes, Tc, padded features).
+        centroids: (feature tiles, classes, Tc, VECTORS * LANES).
         weights: likewise.
         sums: (padded samples, LANES) scratch.
         out: (classes, padded samples) out, to be added to.
     """
-    width = VECTORS * LANES
-    for tile in range(values.shape[0]):
-        features = slice(tile * width, (tile + 1) * width)
-        for k in range(centroids.shape[0]):
-            for t in range(centroids.shape[1]):
-                c, w = centroids[k, t, features], weights[k, t, features]
+    n_tiles, n_classes, length, width = centroids.shape
+    for tile in range(n_tiles):
+        for k in range(n_classes):
+            for t in range(length):
+                c, w = centroids[tile, k, t], weights[tile, k, t]
                 for i in range(starts[k, t], starts[k, t + 1]):
                     x = values[tile, cells[k, i]]
                     total = x.dtype.type(0)
@@ -107,13 +105,13 @@ def path_gradients(
         grad_centroids: (classes, Tc, F) out, to be added to.
         grad_log_weights: likewise.
     """
-    width = VECTORS * LANES
+    n_tiles, n_classes, length, width = centroids.shape
     slopes, areas = scratch[:width], scratch[width:]
-    for tile in range(values.shape[0]):
+    for tile in range(n_tiles):
         first = tile * width
-        for k in range(centroids.shape[0]):
-            for t in range(centroids.shape[1]):
-                c, w = centroids[k, t, first : first + width], weights[k, t, first : first + width]
+        for k in range(n_classes):
+            for t in range(length):
+                c, w = centroids[tile, k, t], weights[tile, k, t]
                 scratch[:] = 0
                 for i in range(starts[k, t], starts[k, t + 1]):
                     x, g = values[tile, cells[k, i]], grads[k, owners[k, i]]

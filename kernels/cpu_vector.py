@@ -267,9 +267,10 @@ def _prefetch_cell(e: _Emitter, values: Any, cells: Any, i: Any) -> None:
 
 
 @compiled
-def local_costs(params: Floats, values: Floats, n_vectors: int, n_column_tiles: int, cost: Floats) -> None:
+def local_costs(params: Floats, values: Floats, n_vectors: int, cost: Floats) -> None:
     """See `cpu_plain.local_costs`."""
-    n_row_tiles, stride = cost.shape[1] // ROWS, 4 * cost.shape[1]
+    n_column_tiles, n_row_tiles = cost.shape[0] // TILE_COLUMNS, cost.shape[1] // ROWS
+    stride = 4 * cost.shape[1]
     p, v, out = params.ctypes.data, values.ctypes.data, cost.ctypes.data
     for start in range(0, n_vectors, BLOCK):
         width = min(BLOCK, n_vectors - start)
@@ -295,14 +296,14 @@ def path_costs(
 ) -> None:
     """See `cpu_plain.path_costs`."""
     n_tiles, n_columns = values.shape[:2]
-    n_classes, length, n_features = centroids.shape
+    n_classes, length, width = centroids.shape[1:]
     for tile in range(n_tiles):
         v = values.ctypes.data + tile * n_columns * VECTORS * _BYTES
         for k in range(n_classes):
             sums[:] = 0
             for t in range(length):
                 at = 4 * (k * cells.shape[1] + starts[k, t])
-                row = 4 * ((k * length + t) * n_features) + tile * VECTORS * _BYTES
+                row = 4 * ((tile * n_classes + k) * length + t) * width
                 _row_costs(
                     v,
                     cells.ctypes.data + at,
@@ -330,8 +331,7 @@ def path_gradients(
 ) -> None:
     """See `cpu_plain.path_gradients`."""
     n_tiles, n_columns = values.shape[:2]
-    n_classes, length, n_features = centroids.shape
-    width = VECTORS * LANES
+    n_classes, length, width = centroids.shape[1:]
     slopes, areas = scratch[:width], scratch[width:]
     for tile in range(n_tiles):
         v = values.ctypes.data + tile * n_columns * VECTORS * _BYTES
@@ -345,12 +345,12 @@ def path_gradients(
                     cells.ctypes.data + at,
                     owners.ctypes.data + at,
                     starts[k, t + 1] - starts[k, t],
-                    centroids.ctypes.data + 4 * ((k * length + t) * n_features + first),
+                    centroids.ctypes.data + 4 * ((tile * n_classes + k) * length + t) * width,
                     grads.ctypes.data + 4 * k * grads.shape[1],
                     slopes.ctypes.data,
                     areas.ctypes.data,
                 )
-                w = weights[k, t, first : first + n_kept]
+                w = weights[tile, k, t]
                 to_c = grad_centroids[k, t, first : first + n_kept]
                 to_l = grad_log_weights[k, t, first : first + n_kept]
                 for f in range(n_kept):
