@@ -160,7 +160,7 @@ class _PyavVideo:
                     break
 
     def _decode(self) -> Iterator[Any]:
-        """All frames; a packet that is broken ends the stream if it is the last, else the video is damaged."""
+        """All frames; a broken packet ends the stream if it is the last, else the video is damaged."""
         av = _import_av()
         broken: Any = None
         for packet in self._container.demux(self._stream):

@@ -160,9 +160,7 @@ def _empty(path: Path) -> Path:
         ("absent.mp4", lambda path: path, "no such file"),
     ],
 )
-def test_files_that_are_no_video(
-    tmp_path: Path, name: str, make: Callable[[Path], Path], cause: str
-) -> None:
+def test_files_that_are_no_video(tmp_path: Path, name: str, make: Callable[[Path], Path], cause: str) -> None:
     path = make(tmp_path / name)
     with pytest.raises(VideoDecodeError) as caught, open_video(path) as video:
         list(video.stream(EVERY))
@@ -176,8 +174,14 @@ def test_a_header_without_moov_is_a_clear_error(video_dir: Path) -> None:
         pass
 
 
-def test_a_video_of_no_frames_yields_none(tmp_path: Path) -> None:
-    with open_video(_no_frames(tmp_path / "none.mkv")) as video:
+@pytest.mark.parametrize("name", ["none.mp4", "none.mkv"])
+def test_a_video_of_no_frames_is_an_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(VideoDecodeError), open_video(_no_frames(tmp_path / name)) as video:
+        list(video.stream(EVERY))
+
+
+def test_a_span_behind_the_end_holds_no_frames(video_dir: Path) -> None:
+    with open_video(_made(video_dir, "h264.mp4"), start_s=60.0) as video:
         assert list(video.stream(EVERY)) == []
     assert video.n_frames == 0
 

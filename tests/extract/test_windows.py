@@ -123,7 +123,9 @@ def test_steps_of_the_kinetics_preset(n_frames: int, steps: int) -> None:
     assert len(plan) == steps
 
 
-@pytest.mark.parametrize("case", json.loads(GOLDEN.read_text()), ids=lambda c: f"{c['dataset']}-{c['num_frames']}")
+@pytest.mark.parametrize(
+    "case", json.loads(GOLDEN.read_text()), ids=lambda c: f"{c['dataset']}-{c['num_frames']}"
+)
 def test_official_views_and_crops(case: dict[str, object]) -> None:
     kind, interval = {
         "k400_dense_r4_5x3": ("dense", 4),

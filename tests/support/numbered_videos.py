@@ -77,7 +77,7 @@ def write_audio(path: Path) -> Path:
 
 
 def cut_front(source: Path, path: Path, start: int) -> Path:
-    """Copies packets so that the first `start` frames are hidden by an edit list, as `ffmpeg -ss -c copy` does."""
+    """Hides the first `start` frames by an edit list, as `ffmpeg -ss -c copy` does."""
     with av.open(str(source)) as reader, av.open(str(path), "w") as writer:
         stream = reader.streams.video[0]
         copy = writer.add_stream_from_template(stream)
@@ -95,7 +95,7 @@ def cut_front(source: Path, path: Path, start: int) -> Path:
 
 
 def rotate_header(source: Path, path: Path) -> Path:
-    """Rewrites the matrix of an mp4's track header: the picture is to be shown turned by 90 degrees clockwise."""
+    """Rewrites the matrix of an mp4 track header: the picture is shown turned by 90 degrees clockwise."""
     data = bytearray(source.read_bytes())
     matrix = data.index(b"tkhd") + 4 + 40  # version and flags, times, ids, layer, volume come before
     one = 1 << 16
