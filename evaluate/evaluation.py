@@ -85,7 +85,7 @@ def evaluate(
             continue
         outcomes[name] = outcomes_of(task.split, task.rows, scores, probabilities=METHODS[name].probabilities)
         seconds[name] = time.perf_counter() - began
-    return assess(task.split, outcomes, missing, seconds=seconds, skipped=skipped, seed=task.config.run.seed)
+    return assess(task.split, outcomes, missing, seconds=seconds, skipped=skipped)
 
 
 def assess(
@@ -95,29 +95,26 @@ def assess(
     *,
     seconds: Mapping[str, float] | None = None,
     skipped: Mapping[str, str] | None = None,
-    seed: int = 0,
 ) -> Evaluation:
-    """The numbers that follow from outcomes; `seed` is that of the bootstrap."""
+    """The numbers that follow from outcomes."""
     names = list(outcomes)
     pairs = [(a, b) for place, a in enumerate(names) for b in names[:place]]
     return Evaluation(
         split,
         missing,
         outcomes,
-        {name: summarise(split, outcomes[name], missing, seed=seed) for name in names},
-        [_compare(a, b, outcomes, missing, seed) for a, b in pairs],
+        {name: summarise(split, outcomes[name], missing) for name in names},
+        [_compare(a, b, outcomes, missing) for a, b in pairs],
         seconds or {},
         skipped or {},
     )
 
 
-def _compare(
-    first: str, second: str, outcomes: Mapping[str, Outcomes], missing: Missing, seed: int
-) -> Comparison:
+def _compare(first: str, second: str, outcomes: Mapping[str, Outcomes], missing: Missing) -> Comparison:
     """On the videos that both scored if missing ones are skipped, else on the whole split."""
     a, b = outcomes[first], outcomes[second]
     kept = a.scored & b.scored if missing == "skip" else np.ones_like(a.scored)
-    return compare(first, second, a.correct()[kept], b.correct()[kept], seed=seed)
+    return compare(first, second, a.correct()[kept], b.correct()[kept])
 
 
 def title(method: str) -> str:
@@ -183,20 +180,21 @@ def table(evaluation: Evaluation) -> list[tuple[str, ...]]:
                 "-" if s.ece is None else percent(s.ece),
                 f"{s.n_correct} / {s.n_denominator}",
                 f"{s.n_scored} / {s.n_split}",
-                ""
-                if comparison is None
-                else f"{-100 * comparison.difference:+.1f} (p {p_value(comparison)})",
+                "" if comparison is None else _against(comparison),
             )
         )
     return rows
 
 
+def _against(comparison: Comparison) -> str:
+    """The second method's points over the first, and how surely they differ."""
+    points = round(-100 * comparison.difference, 1) + 0.0  # no -0.0
+    p = "< 0.001" if comparison.p_mcnemar < 0.001 else f"{comparison.p_mcnemar:.3f}"
+    return f"{points:+.1f} (p {p})"
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def p_value(comparison: Comparison) -> str:
-    return "< 0.001" if comparison.p_mcnemar < 0.001 else f"{comparison.p_mcnemar:.3f}"
 
 
 def _range(interval: Interval) -> str:

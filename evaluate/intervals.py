@@ -1,6 +1,6 @@
 """Confidence intervals, and tests whether two methods differ on the same videos.
 
-Sources: Wilson 1927; Brown, Cai and DasGupta, *Interval Estimation for a Binomial Proportion*, 2001; Efron and
+Sources: Wilson 1927; Brown, Cai, DasGupta, *Interval Estimation for a Binomial Proportion*, 2001; Efron and
 Tibshirani, *An Introduction to the Bootstrap*, 1993; Rao and Wu, *Resampling Inference with Complex Survey
 Data*, 1988; McNemar 1947.
 """

@@ -133,12 +133,8 @@ def outcomes_of(split: Split, rows: Ints, scores: Floats, *, probabilities: bool
     return Outcomes(scored, predicted, rank, confidence, p_true)
 
 
-def summarise(split: Split, outcomes: Outcomes, missing: Missing = "wrong", *, seed: int = 0) -> Summary:
-    """The headline numbers, over the whole split (`wrong`) or over the scored videos (`skip`).
-
-    Args:
-        seed: of the bootstrap resamples.
-    """
+def summarise(split: Split, outcomes: Outcomes, missing: Missing = "wrong") -> Summary:
+    """The headline numbers, over the whole split (`wrong`) or over the scored videos (`skip`)."""
     counted = _counted(outcomes, missing)
     denominator = int(counted.sum())
     hits1, hits5 = (int(outcomes.correct(k).sum()) for k in (1, 5))
@@ -155,9 +151,9 @@ def summarise(split: Split, outcomes: Outcomes, missing: Missing = "wrong", *, s
         n_split=len(split.ids),
         top1_interval=binomial_interval(hits1, denominator),
         top5_interval=binomial_interval(hits5, denominator),
-        mean_class_interval=class_mean_interval(right, n_class, seed=seed),
+        mean_class_interval=class_mean_interval(right, n_class),
         nll=float(nll.mean()) if probable else None,
-        nll_interval=bootstrap_interval(nll, seed=seed) if probable else None,
+        nll_interval=bootstrap_interval(nll) if probable else None,
         ece=calibration_error(outcomes) if probable else None,
     )
 

@@ -16,7 +16,9 @@ from .task import Floats, Task
 
 Logits = Callable[[Tensor, Tensor], Tensor]  # packed values (S, F), offsets (N + 1,) -> (N, C)
 
-_PROBE_EPOCHS, _PROBE_LR, _PROBE_WIDTH, _PROBE_DECAY = 60, 1e-3, 256, 0.05
+_PROBE_LR, _PROBE_WIDTH, _PROBE_DECAY = 1e-3, 256, 0.05
+_PROBE_STEPS = 3000  # optimiser steps to aim at, within the limits on epochs
+_PROBE_EPOCHS = (10, 200)
 _SOFT_LR = 0.03
 _BATCH = 64  # videos per optimiser step
 # Softness as a share of the mean distance of one cell: a cell that much dearer still counts by 1 / e.
@@ -50,7 +52,7 @@ class AttentivePooling(nn.Module):
         score = self.keys(steps) @ self.query
         # A softmax per video: shifted by its largest score, which needs no gradient.
         largest = (
-            score.new_full((len(offsets) - 1,), -torch.inf).index_reduce(0, owner, score, "amax").detach()
+            score.new_full((len(offsets) - 1,), -torch.inf).scatter_reduce(0, owner, score, "amax").detach()
         )
         weight = (score - largest[owner]).exp()
         total = weight.new_zeros(len(largest)).index_add(0, owner, weight)
@@ -69,7 +71,9 @@ def attentive_probe(task: Task) -> Floats:
         torch.manual_seed(task.config.run.seed)
         model = AttentivePooling(steps.mean(0), steps.std(0).clamp(min=1e-6), task.n_classes)
     model.to(train.values.device)
-    _fit(model, model.parameters(), train, task, epochs=_PROBE_EPOCHS, lr=_PROBE_LR, decay=_PROBE_DECAY)
+    fewest, most = _PROBE_EPOCHS
+    epochs = min(max(fewest, _PROBE_STEPS * _BATCH // len(train.labels)), most)
+    _fit(model, model.parameters(), train, task, epochs=epochs, lr=_PROBE_LR, decay=_PROBE_DECAY)
     return _score(model, task, train.values.device)
 
 
