@@ -7,15 +7,20 @@ Readers therefore see whole parts or nothing, and writers need no locks.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import StoreError
-from .layout import COMMIT_FILE, PARTS, TEMPORARY
+from ..errors import StoreError, StoreLockedError
+from .layout import COMMIT_FILE, PARTS, QUARANTINE, TEMPORARY, Commit
+
+_READ_BYTES = 1 << 20
 
 
 def failpoint(name: str) -> None:
@@ -23,7 +28,7 @@ def failpoint(name: str) -> None:
 
 
 class Folder:
-    """The files of one store."""
+    """The files of one store on a POSIX file system."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -32,17 +37,30 @@ class Folder:
         return str(self.path)
 
     def read(self, name: str) -> bytes:
+        """The bytes of a file; OSError where it cannot be read."""
         return (self.path / name).read_bytes()
 
     def part_names(self) -> list[str]:
         """Committed parts, lowest id first."""
-        try:
-            return sorted(part.name for part in (self.path / PARTS).iterdir() if part.name[0] != ".")
-        except FileNotFoundError:
-            return []
+        return [name for name in self.listing(PARTS) if not name.startswith(".")]
 
-    def part_folder(self, part: str) -> Path:
-        return self.path / PARTS / part
+    def has_part(self, part: str) -> bool:
+        return (self.path / PARTS / part).exists()
+
+    def local_part(self, commit: Commit) -> Path:
+        """The folder with the part's objects; it may have gone since the part was listed."""
+        return self.path / PARTS / commit.part
+
+    def objects(self, part: str) -> set[str]:
+        """Names of all files of a part."""
+        root = self.path / PARTS / part
+        return {str(file.relative_to(root)) for file in root.rglob("*") if not file.is_dir()}
+
+    def chunks(self, part: str, name: str) -> Iterator[bytes]:
+        """The bytes of one object of a part, piece by piece."""
+        with (self.path / PARTS / part / name).open("rb", buffering=0) as file:
+            while piece := file.read(_READ_BYTES):
+                yield piece
 
     def create(self, name: str, data: bytes) -> bool:
         """Writes a file that must not exist yet, whole or not at all; False if another process was first."""
@@ -51,14 +69,29 @@ class Folder:
         with writing(str(self.path)):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                _write_synced(temporary, data)
+                _write(temporary, data)
+                _sync(temporary)
+                failpoint("create.written")
                 os.link(temporary, target)  # unlike rename, fails where the name is taken
-                _sync_folder(target.parent)
+                failpoint("create.linked")
+                _sync(target.parent)
             except FileExistsError:
                 return False
             finally:
                 temporary.unlink(missing_ok=True)
         return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Writes or replaces a file that is only a cache: whole or not at all, but not synced."""
+        target = self.path / name
+        temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}")
+        with writing(str(target)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_bytes(data)
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     def commit(self, part: str, objects: Mapping[str, bytes], commit: bytes) -> None:
         """Makes a part durable, then visible.
@@ -66,8 +99,8 @@ class Folder:
         Raises:
             StoreError: the disk is full, or permission is missing; nothing is visible then.
         """
-        final = self.part_folder(part)
-        temporary = final.with_name(TEMPORARY + part)
+        final = self.path / PARTS / part
+        temporary = final.with_name(f"{TEMPORARY}{part}-{uuid.uuid4().hex[:8]}")
         try:
             with writing(str(final)):
                 temporary.mkdir(parents=True)
@@ -75,20 +108,99 @@ class Folder:
                 for name, data in objects.items():
                     target = temporary / name
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    _write_synced(target, data)
+                    _write(target, data)
                     failpoint("commit.object")
-                for folder, _, _ in os.walk(temporary):
-                    _sync_folder(Path(folder))
-                _write_synced(temporary / COMMIT_FILE, commit)
-                _sync_folder(temporary)
+                _sync(*temporary.rglob("*"))
+                failpoint("commit.objects-synced")
+                _write(temporary / COMMIT_FILE, commit)
+                _sync(temporary / COMMIT_FILE, temporary)
                 failpoint("commit.written")
                 temporary.rename(final)
                 failpoint("commit.renamed")
-                _sync_folder(final.parent)
+                _sync(final.parent, self.path)  # `parts` itself may be new
                 failpoint("commit.synced")
         except StoreError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+    def remove(self, part: str) -> None:
+        """Makes a part invisible at once, then deletes it; a part that has gone already is fine."""
+        doomed = self.path / PARTS / f"{TEMPORARY}{part}-removed"
+        with writing(str(doomed)):
+            try:
+                (self.path / PARTS / part).rename(doomed)
+            except FileNotFoundError:
+                return
+            failpoint("remove.renamed")
+            _sync(doomed.parent)
+            shutil.rmtree(doomed)
+
+    def set_aside(self, part: str) -> str:
+        """Moves a damaged part to the quarantine and says where it is now."""
+        target = self.path / QUARANTINE / part
+        with writing(str(target)):
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():  # restored from a backup and damaged again
+                target = target.with_name(f"{part}-{uuid.uuid4().hex[:8]}")
+            (self.path / PARTS / part).rename(target)
+            failpoint("set_aside.renamed")
+            _sync(target.parent, self.path / PARTS)
+        return str(target)
+
+    def quarantined(self) -> list[str]:
+        """Parts that were set aside."""
+        return self.listing(QUARANTINE)
+
+    def leftovers(self, older_than_s: float) -> list[str]:
+        """Temporary files and folders that killed writers left, unchanged for some time."""
+        limit = time.time() - older_than_s
+        names = [f"{PARTS}/{name}" for name in self.listing(PARTS)] + self.listing(".")
+        stale = []
+        for name in names:
+            try:
+                if Path(name).name.startswith(TEMPORARY) and (self.path / name).stat().st_mtime <= limit:
+                    stale.append(name)
+            except FileNotFoundError:
+                continue  # committed or cleaned up meanwhile
+        return stale
+
+    def remove_leftover(self, name: str) -> None:
+        path = self.path / name
+        with writing(str(path)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def maintenance(self) -> Iterator[None]:
+        """Keeps a second compaction or repair out; the lock ends with the process that holds it.
+
+        Raises:
+            StoreLockedError: another process holds it.
+        """
+        path = self.path / "maintenance.lock"
+        with writing(str(path)):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreLockedError(
+                    "another repair or compaction is at work",
+                    where=str(self.path),
+                    fix="wait until it has ended",
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def listing(self, name: str) -> list[str]:
+        """Sorted names of what is in one of the store's folders; empty where there is no such folder."""
+        try:
+            return sorted(path.name for path in (self.path / name).iterdir())
+        except FileNotFoundError:
+            return []
 
 
 @contextmanager
@@ -109,16 +221,19 @@ def writing(where: str) -> Iterator[None]:
         ) from error
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("xb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-        os.fsync(file.fileno())
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
 
 
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(*paths: Path) -> None:
+    """Makes files and folders durable; together, so that the file system can do it in one go."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(_sync_one, paths))
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,47 +1,69 @@
-"""The table of a store's videos: which part holds each, at which position, how long."""
+"""The table of a store's videos: which part holds each, at which position, how long.
+
+It is built from every part's COMMIT.json. Thousands of small files are slow to open on shared file systems,
+so `index/commits.jsonl` keeps copies of these documents, one a line. Parts never change, so a copy can never
+be out of date; each line carries its own checksum, and a bad line is simply read from its part again.
+"""
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
+
 import numpy as np
 
-from ..errors import StoreCorruptError, StoreVersionError
+from ..errors import StoreCorruptError, StoreError, StoreVersionError
 from .folder import Folder
-from .layout import COMMIT_FILE, PARTS, Array, Commit, Header
+from .layout import COMMIT_FILE, INDEX, PARTS, Array, Commit, Header
+
+CACHE_FILE = f"{INDEX}/commits.jsonl"
+_WORTH_CACHING = 64  # commit records read one by one before the cache is written again
 
 
 class PartTable:
     """Where every video is.
 
     Attributes:
-        parts: names of the committed parts, lowest id first.
+        commits: the committed parts by name, lowest id first.
         where: video id -> place; a video that was committed twice counts where its part id is lowest.
-        part_of, video_of, lengths: by place: number of its part, position in it, TSE steps.
+        part_of, video_of, lengths: by place: name of its part, position in it, TSE steps.
     """
 
     def __init__(self, folder: Folder, header: Header, *, known: PartTable | None = None) -> None:
-        self._folder = folder
-        self._header = header
-        old = {} if known is None else known._commits
-        self._commits: dict[str, Commit] = {}
-        for name in folder.part_names():
-            commit = old.get(name) or read_commit(folder, name, header)
-            if commit is not None:
-                self._commits[name] = commit
-        self.parts = list(self._commits)
-        counts = [len(commit.ids) for commit in self._commits.values()]
-        self.part_of: Array = np.repeat(np.arange(len(counts)), counts)
+        self.commits: dict[str, Commit] = read_commits(
+            folder, header, known={} if known is None else known.commits
+        )
+        names = list(self.commits)
+        counts = [len(commit.ids) for commit in self.commits.values()]
         starts = np.cumsum([0, *counts])[:-1]
+        self.part_of: Array = np.repeat(np.array(names, dtype=object), counts)
         self.video_of: Array = np.arange(sum(counts)) - np.repeat(starts, counts)
-        self.lengths: Array = np.fromiter((n for c in self._commits.values() for n in c.lengths), np.int64)
+        lengths = (length for commit in self.commits.values() for length in commit.lengths)
+        self.lengths: Array = np.fromiter(lengths, np.int64, sum(counts))
         self.where: dict[str, int] = {}
         place = 0
-        for commit in self._commits.values():
+        for commit in self.commits.values():
             for video_id in commit.ids:
                 self.where.setdefault(video_id, place)
                 place += 1
 
-    def commit(self, name: str) -> Commit:
-        return self._commits[name]
+
+def read_commits(folder: Folder, header: Header, *, known: dict[str, Commit]) -> dict[str, Commit]:
+    """The commit records of all parts, from those `known`, the cache, and the parts themselves."""
+    names = folder.part_names()
+    if len(set(names).difference(known)) >= _WORTH_CACHING:
+        known = {**_read_cache(folder, header), **known}
+    commits: dict[str, Commit] = {}
+    fresh = 0
+    for name in names:
+        commit = known.get(name) or read_commit(folder, name, header)
+        if commit is not None:
+            commits[name] = commit
+            fresh += name not in known
+    if fresh >= _WORTH_CACHING:
+        with suppress(StoreError):  # a store on a read-only disk just opens a little slower
+            folder.replace(CACHE_FILE, b"".join(commit.to_bytes() for commit in commits.values()))
+    return commits
 
 
 def read_commit(folder: Folder, part: str, header: Header) -> Commit | None:
@@ -51,11 +73,11 @@ def read_commit(folder: Folder, part: str, header: Header) -> Commit | None:
         StoreCorruptError: it is missing or damaged, or belongs to another part.
         StoreVersionError: the part belongs to a store made from other facts.
     """
-    where = f"{folder.part_folder(part)}/{COMMIT_FILE}"
+    where = f"{folder}/{PARTS}/{part}/{COMMIT_FILE}"
     try:
         data = folder.read(f"{PARTS}/{part}/{COMMIT_FILE}")
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not folder.part_folder(part).exists():
+        if isinstance(error, FileNotFoundError) and not folder.has_part(part):
             return None
         raise _not_a_part(f"cannot read the commit record ({error.strerror})", where) from None
     commit = Commit.from_bytes(data, where)
@@ -68,6 +90,33 @@ def read_commit(folder: Folder, part: str, header: Header) -> Commit | None:
             fix="dejavid store repair sets it aside; dejavid store merge takes parts of equal stores only",
         )
     return commit
+
+
+def remembered_ids(folder: Folder, part: str) -> tuple[str, ...]:
+    """The videos of a part whose commit record is damaged, as far as they can still be told."""
+    with suppress(OSError):
+        for line in folder.read(CACHE_FILE).splitlines(keepends=True):
+            with suppress(StoreError):
+                commit = Commit.from_bytes(line, CACHE_FILE)
+                if commit.part == part:
+                    return commit.ids
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return tuple(str(i) for i in json.loads(folder.read(f"{PARTS}/{part}/{COMMIT_FILE}"))["ids"])
+    return ()
+
+
+def _read_cache(folder: Folder, header: Header) -> dict[str, Commit]:
+    try:
+        lines = folder.read(CACHE_FILE).splitlines(keepends=True)
+    except OSError:
+        return {}
+    commits: dict[str, Commit] = {}
+    for line in lines:
+        with suppress(StoreError):
+            commit = Commit.from_bytes(line, CACHE_FILE)
+            if commit.fingerprint == header.fingerprint:
+                commits[commit.part] = commit
+    return commits
 
 
 def _not_a_part(what: str, where: str) -> StoreCorruptError:

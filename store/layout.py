@@ -10,8 +10,8 @@ A store is a folder (or a prefix of an object store)::
     failed/               failures ledgers of `extract`
     index/                caches; can be deleted at any time
 
-Both JSON documents carry the CRC-32C of their own canonical text. `docs/store-format.md` describes the
-format for people who write another reader; this module and that page change together.
+Both JSON documents begin with the CRC-32C of their own bytes. `docs/store-format.md` describes the format for
+people who write another reader; this module and that page change together.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 STATUSES = ("ok", "short")  # a part holds their positions
 EXTRA_NAME = re.compile(r"[a-z0-9_]{1,64}")
-PART_NAME = re.compile(r"\d{20}-[0-9a-f]{8}")
+
+_SEAL_START = b'{"crc32c": "'
 
 Array = NDArray[Any]
 
@@ -153,9 +154,10 @@ def _place(document: Mapping[str, Any]) -> ArrayPlace:
     return ArrayPlace(**{**document, "shape": shape, "starts": starts})
 
 
-def new_part_name() -> str:
-    """Names sort by time; the random end keeps writers that share a nanosecond apart."""
-    return f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+def new_part_name(like: str | None = None) -> str:
+    """Names sort by time, or take the time of another part; the random end keeps writers apart."""
+    moment = f"{time.time_ns():020d}" if like is None else like.partition("-")[0]
+    return f"{moment}-{uuid.uuid4().hex[:8]}"
 
 
 def crc32c(data: Array | bytes, start: int = 0) -> int:
@@ -164,8 +166,9 @@ def crc32c(data: Array | bytes, start: int = 0) -> int:
 
 
 def seal(document: Mapping[str, Any]) -> bytes:
-    """A JSON document with the CRC-32C of its canonical text under the key `crc32c`."""
-    return (json.dumps({**document, "crc32c": _document_crc(document)}, sort_keys=True) + "\n").encode()
+    """One line of ASCII JSON; its first key, `crc32c`, covers every byte (its own digits taken as 0)."""
+    text = _SEAL_START + b"0" * 8 + b'", ' + json.dumps(document, sort_keys=True).encode()[1:] + b"\n"
+    return _SEAL_START + _own_crc(text) + text[len(_SEAL_START) + 8 :]
 
 
 def unseal(data: bytes, where: str) -> dict[str, Any]:
@@ -177,9 +180,8 @@ def unseal(data: bytes, where: str) -> dict[str, Any]:
     """
     try:
         document = json.loads(data.decode("ascii"))
-        crc = document.pop("crc32c")
-        magic, version = document["magic"], document["version"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        magic, version, crc = document["magic"], document["version"], document["crc32c"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise _damaged("not a JSON document of a DejaVid store", where) from None
     if magic == MAGIC and version != SCHEMA_VERSION:
         raise StoreVersionError(
@@ -187,13 +189,14 @@ def unseal(data: bytes, where: str) -> dict[str, Any]:
             where=where,
             fix="upgrade dejavid, or convert the store with the version that wrote it",
         )
-    if magic != MAGIC or crc != _document_crc(document):
+    if magic != MAGIC or not data.startswith(_SEAL_START) or crc != _own_crc(data).decode():
         raise _damaged("the document's checksum does not match its contents", where)
     return dict(document)
 
 
-def _document_crc(document: Mapping[str, Any]) -> int:
-    return crc32c(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+def _own_crc(data: bytes) -> bytes:
+    start = len(_SEAL_START)
+    return b"%08x" % crc32c(data[:start] + b"0" * 8 + data[start + 8 :])
 
 
 def _damaged(what: str, where: str) -> StoreCorruptError:

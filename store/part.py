@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import StoreCorruptError
+from ..errors import StoreCorruptError, StoreError
 from .layout import STATUSES, Array, ArrayPlace, Commit, crc32c
 from .writer import Record
 
@@ -135,7 +135,11 @@ class MappedPart:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             if not self._folder.exists():
-                raise PartGoneError(self.name) from None
+                raise PartGoneError(
+                    "a part was compacted or set aside meanwhile",
+                    where=str(self._folder),
+                    fix="open the store again",
+                ) from None
             raise self._damaged("an object is missing", name) from None
         except (PermissionError, IsADirectoryError) as error:
             raise self._damaged(f"an object cannot be read ({error.strerror})", name) from None
@@ -148,5 +152,5 @@ class MappedPart:
         )
 
 
-class PartGoneError(Exception):
+class PartGoneError(StoreError):
     """The part's folder is not there any more: compacted or set aside since it was listed."""

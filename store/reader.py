@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,8 +17,9 @@ from .formats import ENCODERS
 from .index import PartTable
 from .labels import LabelRow, read_labels
 from .layout import DTYPES, STORE_FILE, Array, Header, from_stored
-from .part import MappedPart
-from .writer import StoreWriter
+from .part import MappedPart, PartGoneError
+from .tse import Batch, Tse
+from .writer import Record, StoreWriter
 
 if TYPE_CHECKING:
     import torch
@@ -26,46 +27,10 @@ if TYPE_CHECKING:
 _DEFAULTS = StoreSection()
 _MAPPED_PARTS = 400  # at most this many parts stay mapped; each holds a file descriptor or two
 
+_RETRIES = 10  # compactions that may overtake one read
+
+Result = TypeVar("Result")
 Check = Literal["once", "always", "never"]
-
-
-@dataclass(frozen=True)
-class Tse:
-    """The temporal sequence of embeddings of one video.
-
-    Attributes:
-        values: (T, F) float32.
-        label, split: from the manifest; None without one.
-        start_s, end_s: (T,) float64 seconds of each step.
-        n_frames: frames that were decoded.
-        status: "ok", or "short" when the file ended early.
-        extras: further arrays, such as logits.
-    """
-
-    video_id: str
-    values: Array
-    label: str | None
-    split: str | None
-    start_s: Array
-    end_s: Array
-    n_frames: int
-    status: str
-    extras: Mapping[str, Array]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Packed TSEs: video i is `values[offsets[i]:offsets[i + 1]]`.
-
-    Attributes:
-        ids: N video ids.
-        values: (S, F), S the sum of the lengths.
-        offsets: (N + 1,) int64.
-    """
-
-    ids: list[str]
-    values: Array
-    offsets: Array
 
 
 class Store:
@@ -160,11 +125,7 @@ class Store:
         Raises:
             StoreError: no such video; StoreCorruptError: its bytes have changed.
         """
-        place = int(self._places([video_id])[0])
-        part, video = self._locate(place)
-        if self._check != "never":
-            part.check(video, again=self._check == "always")
-        record = part.record(video)
+        record = self._retrying(lambda: self._record(video_id))
         row = self._labels.get(video_id)
         return Tse(
             video_id=video_id,
@@ -186,13 +147,7 @@ class Store:
             dtype: "float32", or "stored": as they are on disk (bfloat16 as its bits in uint16).
             pin: page-locked memory, for faster copies to a GPU.
         """
-        places = self._places(ids)
-        offsets = np.zeros(len(places) + 1, np.int64)
-        np.cumsum(self._table.lengths[places], out=offsets[1:])
-        values = self._allocate(int(offsets[-1]), dtype, pin)
-        self._advise(places)
-        self._fill(values, offsets, places)
-        return Batch(list(ids), values, offsets)
+        return self._retrying(lambda: self._read(list(ids), dtype, pin))
 
     def batches(
         self,
@@ -221,7 +176,7 @@ class Store:
             batch = self.read(group, dtype, pin=pin)
             if number + 1 < len(groups):
                 # The kernel fetches the next batch from disk while the caller works on this one.
-                self._advise(self._places(groups[number + 1]))
+                self._retrying(partial(self._advise, groups[number + 1]))
             yield batch
 
     def writer(
@@ -257,6 +212,33 @@ class Store:
             done += len(piece)
         return values, torch.from_numpy(offsets)
 
+    def _retrying(self, read: Callable[[], Result]) -> Result:
+        """Reads again, after a refresh, when a compaction took a part away meanwhile."""
+        for _ in range(_RETRIES):
+            try:
+                return read()
+            except PartGoneError:
+                self.refresh()
+        return read()
+
+    def _read(self, ids: list[str], dtype: str, pin: bool) -> Batch:
+        places = self._places(ids)
+        offsets = np.zeros(len(places) + 1, np.int64)
+        np.cumsum(self._table.lengths[places], out=offsets[1:])
+        values = self._allocate(int(offsets[-1]), dtype, pin)
+        self._advise(ids)
+        self._fill(values, offsets, places)
+        return Batch(ids, values, offsets)
+
+    def _record(self, video_id: str) -> Record:
+        part, video = self._locate(int(self._places([video_id])[0]))
+        self._check_video(part, video)
+        return part.record(video)
+
+    def _check_video(self, part: MappedPart, video: int) -> None:
+        if self._check != "never":
+            part.check(video, again=self._check == "always")
+
     def _places(self, ids: Sequence[str]) -> Array:
         where = self._table.where
         try:
@@ -269,18 +251,19 @@ class Store:
             ) from None
 
     def _locate(self, place: int) -> tuple[MappedPart, int]:
-        name = self._table.parts[self._table.part_of[place]]
+        name = self._table.part_of[place]
         part = self._mapped.get(name)
         if part is None:
-            part = MappedPart(self._folder.part_folder(name), self._table.commit(name))
+            commit = self._table.commits[name]
+            part = MappedPart(self._folder.local_part(commit), commit)
             # Forgetting the oldest needs no lock: views keep their mapping alive.
             while len(self._mapped) >= _MAPPED_PARTS:
                 self._mapped.pop(next(iter(self._mapped)), None)
             self._mapped[name] = part
         return part, int(self._table.video_of[place])
 
-    def _advise(self, places: Array) -> None:
-        for place in places.tolist():
+    def _advise(self, ids: Sequence[str]) -> None:
+        for place in self._places(ids).tolist():
             part, video = self._locate(place)
             part.advise(video)
 
@@ -288,8 +271,7 @@ class Store:
         widen = self.dtype == "bfloat16" and values.dtype == np.float32
         for number in np.argsort(places, kind="stable").tolist():  # disks like ascending reads
             part, video = self._locate(int(places[number]))
-            if self._check != "never":
-                part.check(video, again=self._check == "always")
+            self._check_video(part, video)
             row = int(offsets[number])
             for piece in part.rows(video):
                 values[row : row + len(piece)] = from_stored(piece, "bfloat16") if widen else piece

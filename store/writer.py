@@ -96,9 +96,9 @@ class StoreWriter:
         Args:
             video_id: any non-empty text; once per part.
             values: (T, F) finite features, T >= 1.
-            start_s: (T,) seconds at which each step begins.
-            end_s: (T,) seconds at which each step ends.
-            n_frames: frames that were decoded.
+            start_s: (T,) seconds at which each step begins; NaN where unknown.
+            end_s: (T,) seconds at which each step ends; NaN where unknown.
+            n_frames: frames that were decoded; 0 where unknown.
             status: "ok", or "short" when the file ended before its header said.
             extras: further non-empty numeric arrays by name, such as logits.
 
@@ -156,8 +156,8 @@ def make_record(
         expected = f"(T >= 1, {header.feature_dim}) numbers"
         raise _refused(f"features must be {expected}, not {tse.shape} of {tse.dtype}", video_id)
     times = [np.ascontiguousarray(t, dtype="<f8") for t in (start_s, end_s)]
-    if any(t.shape != (len(tse),) or not np.isfinite(t).all() for t in times):
-        raise _refused(f"start_s and end_s must be {len(tse)} finite seconds, one per step", video_id)
+    if any(t.shape != (len(tse),) or np.isinf(t).any() for t in times):
+        raise _refused(f"start_s and end_s must be {len(tse)} seconds, one per step", video_id)
     if status not in STATUSES or n_frames < 0:
         raise _refused(
             f"status {status!r} is not one of {STATUSES}, or n_frames {n_frames} is negative", video_id
