@@ -58,7 +58,7 @@ class Windowing:
 # Where the values come from: the clips VideoMAE V2's fine-tuned models were trained on (16 x 4 for Kinetics,
 # 16 x 2 for HMDB51, 16 spread over the clip for Something-Something), and the longest TSEs of the paper.
 PRESETS: dict[str, Windowing] = {
-    "demo": Windowing(clip_len=4, frame_interval=2, hop=8),
+    "demo": Windowing(clip_len=2, frame_interval=4, hop=4),
     "k400": Windowing(clip_len=16, frame_interval=4, hop=8, max_steps=33, rows="embedding+logits"),
     "hmdb51": Windowing(clip_len=16, frame_interval=2, hop=4, max_steps=33, rows="embedding+logits"),
     "ssv2": Windowing(

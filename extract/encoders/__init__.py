@@ -24,8 +24,9 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 # family -> module below this package with a function `load`
 _BUILT_IN = {
-    "toy": ".toy",
+    "videomae2": ".videomae2",
     "demo": ".demo",
+    "toy": ".toy",
 }
 
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 Layout = Literal["BTCHW", "BCTHW", "BCHW"]
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 @dataclass(frozen=True)
 class ClipSpec:
@@ -107,7 +110,7 @@ class TorchEncoder:
         )
         embed = embed or _call
         forward = lambda pixels: embed(self._model, pixels)  # noqa: E731
-        self._forward: Callable[[Tensor], Tensor] = torch.compile(forward) if compile else forward
+        self.embed: Callable[[Tensor], Tensor] = torch.compile(forward) if compile else forward
         # (x / 255 - mean) / std as one multiply-add
         self._scale = torch.tensor([1 / (255 * s) for s in std], device=device)
         self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
@@ -118,7 +121,7 @@ class TorchEncoder:
         expected = (self.spec.frames, self.spec.height, self.spec.width, 3)
         if clips.dtype != torch.uint8 or clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
             raise ValueError(f"clips must be uint8 (B, *{expected}), not {clips.dtype} {tuple(clips.shape)}")
-        features = self._forward(self.normalise(clips)).float()
+        features = self.embed(self.normalise(clips)).float()
         return Encoded(features, None if self._head is None else self._head(features))
 
     def normalise(self, clips: Tensor) -> Tensor:
