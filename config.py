@@ -62,7 +62,9 @@ class StoreSection(Section):
 class ExtractSection(Section):
     """stage one: videos -> TSEs"""
 
-    encoder: str = Field("demo:efficientnet-lite0", description="frozen encoder by URI, FAMILY:NAME_OR_PATH")
+    encoder: str = Field(
+        "demo:efficientnet-lite0?size=128", description="frozen encoder by URI, FAMILY:NAME_OR_PATH"
+    )
     decoder: Literal["pyav", "decord", "torchcodec"] = Field("pyav", description="what reads the videos")
     preset: Literal["demo", "k400", "hmdb51", "ssv2", "thumos"] = Field(
         "demo", description="gives the keys down to `rows` their values; any that is not null overrides it"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,15 +136,21 @@ def extract_stage(
     return StageReport("extract", skipped, summary, paths, asdict(report))
 
 
-def head_stages(config: Config, *, resume: bool = False, progress: bool = True) -> list[StageReport]:
-    """Centroids, then the head. Under torchrun by all its processes; the first one makes the centroids."""
+def head_stages(config: Config, *, resume: bool = False, progress: bool = True) -> Iterator[StageReport]:
+    """Centroids, then the head; yields each report as its stage ends.
+
+    Under torchrun by all its processes: the first one makes the centroids.
+    """
     from .train.data import device_of
     from .train.distributed import joined
 
     with joined(device_of(config.train.device)) as world:
-        reports = [centroids_stage(config, progress=progress)] if world.is_first else []
+        if world.is_first:
+            yield centroids_stage(config, progress=progress)
         world.wait()
-        return [*reports, train_stage(config, world, resume=resume, progress=progress)]
+        report = train_stage(config, world, resume=resume, progress=progress)
+        if world.is_first:
+            yield report
 
 
 def centroids_stage(config: Config, *, progress: bool = True) -> StageReport:
@@ -300,7 +306,7 @@ def evaluation_task(config: Config, *, progress: bool = False) -> Task:
 def run_pipeline(config: Config, *, progress: bool = True, say: Say = print) -> list[StageReport]:
     """All stages in order; `say` hears one line per stage as it ends."""
     reports = []
-    stages: tuple[Callable[[], list[StageReport]], ...] = (
+    stages: tuple[Callable[[], Iterable[StageReport]], ...] = (
         lambda: [manifest_stage(config)],
         lambda: [extract_stage(config, progress=progress)],
         lambda: head_stages(config, resume=True, progress=progress),

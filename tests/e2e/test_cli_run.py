@@ -1,0 +1,284 @@
+"""The command line as a user meets it: real video files in, a table out, and what bad input gets."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from dejavid import cli
+
+PIPELINE = Path(__file__).parents[2] / "pipeline.yaml"
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def dejavid(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs the command in this process, in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["dejavid", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        captured = capfd.readouterr()
+        assert "Traceback" not in captured.out + captured.err
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+def write_video(path: Path, n_frames: int, rising: bool, seed: int) -> None:
+    """A square that moves up or down over a textured ground."""
+    rng = np.random.default_rng(seed)
+    ground = rng.integers(60, 120, (48, 64, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "20", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in range(n_frames):
+            image = ground.copy()
+            place = int((k if rising else n_frames - 1 - k) / max(n_frames - 1, 1) * 36)
+            image[36 - place : 48 - place, 26:38] = (250, 240, 20)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(stream.encode())
+
+
+def write_manifest(path: Path, rows: list[tuple[str, str, str, str]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("video_id", "path", "label", "split"))
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="session")
+def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 18 small mp4 files of two classes."""
+    folder = tmp_path_factory.mktemp("footage")
+    for split, count in (("train", 6), ("val", 3)):
+        for label in ("up", "down"):
+            for number in range(count):
+                seed = 100 * (split == "val") + number
+                write_video(folder / f"{split}-{label}-{number}.mp4", 30 + 3 * number, label == "up", seed)
+    return folder
+
+
+def rows_of(folder: Path) -> list[tuple[str, str, str, str]]:
+    names = sorted(path.stem for path in folder.glob("*.mp4"))
+    return [(name, f"{name}.mp4", name.split("-")[1], name.split("-")[0]) for name in names]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, footage: Path) -> list[object]:
+    """Arguments of a small run on the footage."""
+    manifest = write_manifest(tmp_path / "videos.csv", rows_of(footage))
+    keys = {
+        "manifest.path": manifest,
+        "manifest.root": footage,
+        "run.dir": tmp_path / "run",
+        "extract.encoder": "toy:0",
+        "extract.clip_len": 2,
+        "extract.frame_interval": 2,
+        "extract.hop": 4,
+        "extract.workers": 0,
+        "centroids.length": 4,
+        "train.epochs": 8,
+        "train.batch_size": 4,
+        "train.lr": 0.1,
+    }
+    return [
+        PIPELINE,
+        "--quiet",
+        *(part for key, value in keys.items() for part in ("--set", f"{key}={value}")),
+    ]
+
+
+def test_run_goes_from_videos_to_a_table_and_skips_what_is_done(
+    dejavid: Run, settings: list[object], tmp_path: Path
+) -> None:
+    first = dejavid("run", *settings)
+    assert first.code == 0, first.err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(results["methods"]) == {"mean_pool", "nearest_centroid", "dejavid"}
+    for name, row in results["methods"].items():
+        assert (row["n_scored"], row["n_split"]) == (6, 6)
+        assert f"{100 * row['top1']:.1f} %" in first.out
+        assert name in first.out
+    assert results["methods"]["dejavid"]["top1"] == 1.0
+    assert str(tmp_path / "run" / "results.json") in first.out
+    second = dejavid("run", *settings)
+    assert second.code == 0
+    for stage in ("extract", "centroids", "train"):
+        assert f"{stage}: skipped" in second.out
+
+
+def test_the_stages_are_commands_too(dejavid: Run, settings: list[object], tmp_path: Path) -> None:
+    assert dejavid("extract", *settings).code == 0
+    assert dejavid("train", *settings).code == 0
+    evaluated = dejavid("evaluate", *[s for s in settings if s != "--quiet"])
+    assert evaluated.code == 0, evaluated.err
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_broken_video_is_a_ledger_row_and_the_rest_goes_on(
+    dejavid: Run, settings: list[object], tmp_path: Path, footage: Path
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for path in footage.glob("*.mp4"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    whole = (folder / "train-up-0.mp4").read_bytes()
+    (folder / "train-up-0.mp4").write_bytes(whole[: len(whole) // 2])
+    (folder / "val-up-0.mp4").write_text("not a video")
+    args = [*settings, "--set", f"manifest.root={folder}", "--set", "extract.max_failed=2"]
+    result = dejavid("run", *args)
+    assert result.code == 0, result.err
+    ledger = [
+        json.loads(line) for path in (tmp_path / "run/store/failed").glob("*.jsonl") for line in path.open()
+    ]
+    assert {row["video_id"] for row in ledger} == {"train-up-0", "val-up-0"}
+    assert all(row["cause"] for row in ledger)
+    methods = json.loads((tmp_path / "run" / "results.json").read_text())["methods"]
+    assert {(row["n_scored"], row["n_split"]) for row in methods.values()} == {(5, 6)}
+
+
+def test_too_many_failures_stop_the_run_but_keep_the_rest(
+    dejavid: Run, settings: list[object], tmp_path: Path, footage: Path
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for number, path in enumerate(sorted(footage.glob("*.mp4"))):
+        (folder / path.name).write_bytes(path.read_bytes() if number % 2 else b"")
+    result = dejavid("run", *settings, "--set", f"manifest.root={folder}")
+    assert result.code == 4
+    assert "where:" in result.err
+    info = dejavid("store", "info", tmp_path / "run" / "store")
+    assert info.code == 0
+    assert "9" in info.out
+
+
+def _duplicate(rows: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
+    return [*rows, rows[0]]
+
+
+def _lost_file(rows: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
+    return [*rows, ("ghost", "ghost.mp4", "up", "train")]
+
+
+def _unknown_label(rows: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
+    return [(i, p, "sideways" if i == "val-up-0" else label, split) for i, p, label, split in rows]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"), [(_duplicate, "train-down-0"), (_lost_file, "ghost"), (_unknown_label, "sideways")]
+)
+def test_a_wrong_manifest_stops_before_any_work(
+    dejavid: Run,
+    settings: list[object],
+    footage: Path,
+    tmp_path: Path,
+    spoil: Callable[..., list[tuple[str, str, str, str]]],
+    named: str,
+) -> None:
+    write_manifest(tmp_path / "videos.csv", spoil(rows_of(footage)))
+    result = dejavid("run", *settings)
+    assert result.code == 3
+    assert named in result.err
+    assert "fix:" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (["run", "none.yaml"], 3, "none.yaml"),
+        (["run"], 3, "there is no pipeline.yaml here"),
+        (["run", str(PIPELINE), "--set", "extract.hopp=8"], 3, "did you mean 'extract.hop'"),
+        (["run", str(PIPELINE), "--set", "manifest.path=none.csv"], 3, "none.csv"),
+        (["evaluate", str(PIPELINE)], 5, "store"),
+        (["train", str(PIPELINE)], 5, "store"),
+        (["config", "check", str(PIPELINE), "--set", "train.lr=-1"], 3, "train.lr"),
+        (["no-such-command"], 2, "no-such-command"),
+    ],
+)
+def test_wrong_calls(dejavid: Run, arguments: list[str], code: int, part: str) -> None:
+    result = dejavid(*arguments)
+    assert result.code == code, result.err
+    assert part in result.err
+
+
+def test_a_store_of_other_settings_is_refused_and_names_the_key(
+    dejavid: Run, settings: list[object], tmp_path: Path
+) -> None:
+    assert dejavid("extract", *settings).code == 0
+    result = dejavid("extract", *settings, "--set", "extract.hop=6")
+    assert result.code == 5
+    assert "hop" in result.err
+    assert dejavid("run", *settings).code == 0  # nothing was lost
+
+
+def test_config_show_is_a_configuration(dejavid: Run, tmp_path: Path) -> None:
+    shown = dejavid("config", "show", "--set", "extract.hop=3")
+    assert shown.code == 0
+    (tmp_path / "mine.yaml").write_text(shown.out)
+    assert dejavid("config", "check", "mine.yaml").code == 0
+    assert "hop: 3" in dejavid("config", "show", "mine.yaml").out
+
+
+def test_doctor_names_every_part(dejavid: Run) -> None:
+    result = dejavid("doctor")
+    assert result.code == 0
+    for part in ("python", "torch", "cuda device", "cupy", "numba", "pyav", "decord", "zarr", "h5py"):
+        assert part in result.out
+    assert "dejavid[gpu]" in result.out  # how to get what is missing here, or what is there
+
+
+def test_help_does_not_import_anything_heavy() -> None:
+    """Every command's --help works with torch, zarr and numba made impossible to import."""
+    code = (
+        "import sys\n"
+        "heavy = ('torch', 'zarr', 'numba', 'av', 'transformers', 'sklearn', 'pyarrow')\n"
+        "sys.modules.update(dict.fromkeys(heavy))\n"
+        "sys.argv = ['dejavid', *sys.argv[1:]]\n"
+        "from dejavid.cli import main\n"
+        "main()\n"
+    )
+    for arguments in (["--help"], ["run", "--help"], ["extract", "--help"], ["store", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Usage" in done.stdout
+
+
+def test_a_fault_of_ours_is_no_traceback(dejavid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr("dejavid.config.load_config", broken)
+    result = dejavid("config", "check", PIPELINE)
+    assert result.code == 1
+    assert "broken on purpose" in result.err
+    assert "--debug" in result.err
