@@ -117,7 +117,7 @@ class ExtractSection(Section):
 class CentroidsSection(Section):
     """stage two begins: one centroid TSE per class, by DBA"""
 
-    length: int = Field(8, ge=1, description="steps of a centroid (Tc)")
+    length: int = Field(16, ge=1, description="steps of a centroid (Tc)")
     max_per_class: int = Field(50, ge=1, description="training videos per class that DBA reads, by reservoir")
     max_iter: int = Field(100, ge=0, description="DBA updates at most")
     tol: float | None = Field(
@@ -133,9 +133,9 @@ class CentroidsSection(Section):
         True, description="resample videos to `length` steps before DBA; false: as they are"
     )
     features: str = Field("all", description="columns of a TSE step to use: all, or FROM:TO")
-    standardise: bool = Field(False, description="shift and scale every feature to mean 0 and deviation 1")
+    standardise: bool = Field(True, description="shift and scale every feature to mean 0 and deviation 1")
     position: float = Field(
-        0.0,
+        0.3,
         ge=0,
         description="deviation of an added feature, the relative time, over that of all others; 0: none",
     )
@@ -145,9 +145,9 @@ class TrainSection(Section):
     """the head: centroids and weights, learned"""
 
     epochs: int = Field(36, ge=0, description="passes over the training split")
-    lr: float = Field(0.03, gt=0, description="learning rate of the log-weights")
+    lr: float = Field(0.05, gt=0, description="learning rate of the log-weights")
     lr_ratio: float = Field(
-        1 / 3, gt=0, description="learning rate of the centroids over that of the log-weights"
+        1.0, gt=0, description="learning rate of the centroids over that of the log-weights"
     )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled decay of both groups")
     log_weight_decay: float | None = Field(
@@ -159,9 +159,9 @@ class TrainSection(Section):
     clip_norm: float | None = Field(
         None, gt=0, description="largest norm of all gradients together; null: none"
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all classes")
     tie_weights: bool = Field(False, description="one weight per feature, shared by all steps of a centroid")
-    batch_size: int = Field(384, ge=1, description="videos per optimiser step, over all processes")
+    batch_size: int = Field(32, ge=1, description="videos per optimiser step, over all processes")
     bucket_by_length: bool = Field(
         False, description="batches of similar lengths; changes the order of training"
     )

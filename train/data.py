@@ -51,6 +51,10 @@ class Samples(Protocol):
         """Packed values (S, F) and offsets (n + 1,) of the samples at `positions`."""
         ...
 
+    def subset(self, positions: Tensor) -> Samples:
+        """The samples at `positions`, as a set of their own, kept in the same way."""
+        ...
+
 
 class PackedSamples:
     """All TSEs in one tensor, on whatever device it is on.
@@ -74,11 +78,10 @@ class PackedSamples:
         self.lengths = self.offsets.diff()
 
     def to(self, device: torch.device) -> PackedSamples:
-        """The same samples on another device."""
+        """The same samples, on a device."""
         return PackedSamples(self.values.to(device), self.offsets, self.labels)
 
     def subset(self, positions: Tensor) -> PackedSamples:
-        """The samples at `positions`, as a set of their own."""
         return PackedSamples(*self.take(positions), self.labels[positions])
 
     def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,6 +105,9 @@ class StoredSamples:
 
     def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         return read_stored(self._store, [self._ids[i] for i in positions.tolist()])
+
+    def subset(self, positions: Tensor) -> StoredSamples:
+        return StoredSamples(self._store, [self._ids[i] for i in positions.tolist()], self.labels[positions])
 
 
 def read_stored(store: Store, ids: Sequence[str]) -> tuple[Tensor, Tensor]:

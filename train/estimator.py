@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import CentroidsSection, TrainSection
+from ..config import CentroidsSection, TrainSection, parse_config
 from ..errors import ConfigError, MissingDependencyError
 from .centroids import fit_centroids
 from .data import PackedSamples, device_of, hold_out
@@ -50,6 +50,7 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         classes_: (C,) the labels, sorted.
         head_: the trained `DejaVidHead`.
         history_: one record per epoch.
+        n_iter_: the most updates that DBA did for a class; `max_iter` bounds it.
         n_features_in_: F (for (N, T) arrays T, which is what scikit-learn calls features).
 
     Example:
@@ -67,6 +68,11 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         *,
         n_steps: int = _CENTROIDS.length,
         max_per_class: int = _CENTROIDS.max_per_class,
+        max_iter: int = _CENTROIDS.max_iter,
+        tol: float | None = _CENTROIDS.tol,
+        init: str = _CENTROIDS.init,
+        update: str = _CENTROIDS.update,
+        resampled: bool = _CENTROIDS.resampled,
         standardise: bool = _CENTROIDS.standardise,
         position: float = _CENTROIDS.position,
         epochs: int = _TRAIN.epochs,
@@ -74,9 +80,13 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         lr_ratio: float = _TRAIN.lr_ratio,
         weight_decay: float = _TRAIN.weight_decay,
         log_weight_decay: float | None = _TRAIN.log_weight_decay,
+        warmup_epochs: int = _TRAIN.warmup_epochs,
+        clip_norm: float | None = _TRAIN.clip_norm,
         label_smoothing: float = _TRAIN.label_smoothing,
         tie_weights: bool = _TRAIN.tie_weights,
         batch_size: int = _TRAIN.batch_size,
+        bucket_by_length: bool = _TRAIN.bucket_by_length,
+        shuffle_seed: int | None = _TRAIN.shuffle_seed,
         learn: str = _TRAIN.learn,
         init_log_weights: str = _TRAIN.init_log_weights,
         logits: str = _TRAIN.logits,
@@ -94,6 +104,11 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     ) -> None:
         self.n_steps = n_steps
         self.max_per_class = max_per_class
+        self.max_iter = max_iter
+        self.tol = tol
+        self.init = init
+        self.update = update
+        self.resampled = resampled
         self.standardise = standardise
         self.position = position
         self.epochs = epochs
@@ -101,9 +116,13 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self.lr_ratio = lr_ratio
         self.weight_decay = weight_decay
         self.log_weight_decay = log_weight_decay
+        self.warmup_epochs = warmup_epochs
+        self.clip_norm = clip_norm
         self.label_smoothing = label_smoothing
         self.tie_weights = tie_weights
         self.batch_size = batch_size
+        self.bucket_by_length = bucket_by_length
+        self.shuffle_seed = shuffle_seed
         self.learn = learn
         self.init_log_weights = init_log_weights
         self.logits = logits
@@ -139,9 +158,7 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 f"y has 1 class, {self.classes_[0]!r}", where="fit", fix="a classifier needs at least two"
             )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        options = TrainSection.model_validate(
-            {name: value for name, value in self.get_params().items() if name in TrainSection.model_fields}
-        )
+        section, options = self._sections()
         device = device_of(self.device)
         everything = PackedSamples(torch.from_numpy(values).to(device), offsets, targets)
         train, val = everything, None
@@ -154,25 +171,23 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             train.offsets,
             train.labels.tolist(),
             class_names=names,
-            length=self.n_steps,
-            max_per_class=self.max_per_class,
-            standardise=self.standardise,
-            position=self.position,
-            step_pattern=self.step_pattern,
+            step_pattern=options.step_pattern,
             seed=seed,
-            backend=self.backend,
+            backend=options.backend,
             progress=self.verbose,
+            **section.model_dump(),
         )
-        self.head_ = centroids.head(step_pattern=self.step_pattern, logits=options.logits)
+        self.head_ = centroids.head(step_pattern=options.step_pattern, logits=options.logits)
         report = train_head(
             self.head_,
-            train.to(device),
-            None if val is None else val.to(device),
+            train,
+            val,
             options=options,
             seed=seed,
             progress=self.verbose,
         )
         self.history_ = report.history
+        self.n_iter_ = max(1, *centroids.n_updates)
         return self
 
     def predict_proba(self, X: Any) -> Array:
@@ -192,6 +207,16 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         best = self.predict_proba(X).argmax(axis=1)
         labels: Array = self.classes_[best]
         return labels
+
+    def _sections(self) -> tuple[CentroidsSection, TrainSection]:
+        """The parameters as the configuration knows them, checked."""
+        given = self.get_params() | {"length": self.n_steps}
+        centroids, train = (
+            {key: value for key, value in given.items() if key in section.model_fields}
+            for section in (CentroidsSection, TrainSection)
+        )
+        config = parse_config({"centroids": centroids, "train": train}, "DejaVidClassifier")
+        return config.centroids, config.train
 
     def _packed(self, X: Any, *, fitting: bool) -> tuple[Array, Array]:
         tses, n_features_in = as_tses(X, self.layout)
