@@ -80,7 +80,7 @@ def read_manifest(path: Path | str, root: Path | str | None = None, *, check_fil
         problems += missing_files(manifest, rows)
     if not rows:
         problems.append("there are no rows")
-    _raise_all(problems, path, "mend these rows, or drop them; dejavid manifest check lists them again")
+    raise_all(problems, path, "mend these rows, or drop them; dejavid manifest check lists them again")
     return manifest
 
 
@@ -99,7 +99,7 @@ def check_manifest(manifest: Manifest) -> None:
         for (label, split), count in others.items()
         if trained
     ]
-    _raise_all(problems, manifest.path, "give these classes training videos, or leave them out")
+    raise_all(problems, manifest.path, "give these classes training videos, or leave them out")
 
 
 def write_manifest(path: Path | str, rows: Iterable[Row]) -> None:
@@ -129,7 +129,7 @@ def missing_files(manifest: Manifest, rows: Iterable[Row]) -> list[str]:
 
 def require_files(manifest: Manifest, rows: Iterable[Row]) -> None:
     """Raises `ManifestError` listing the rows whose files are missing."""
-    _raise_all(
+    raise_all(
         missing_files(manifest, rows),
         manifest.path,
         f"paths start at {manifest.root}; set manifest.root if that is not the folder",
@@ -178,7 +178,8 @@ def _paths_outside(manifest: Manifest) -> list[str]:
     return problems
 
 
-def _raise_all(problems: Sequence[str], path: Path, fix: str) -> None:
+def raise_all(problems: Sequence[str], path: Path, fix: str) -> None:
+    """Raises one `ManifestError` that lists all problems, if there are any."""
     if not problems:
         return
     lines = list(problems[:_SHOWN])

@@ -106,7 +106,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official names -> those of transformers' VideoMAEForVideoClassification; values are split, not changed."""
+    """Official names -> those of transformers' class; values are split, not changed."""
     converted: dict[str, Tensor] = {}
     for key, value in state.items():
         block = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(\w+)", key)
