@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import cli_store
 from .errors import ConfigError, DejaVidError
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 config_app = typer.Typer(help="Show or check the configuration.", no_args_is_help=True)
+manifest_app = typer.Typer(help="Check the list of videos, or import a dataset's.", no_args_is_help=True)
+encoder_app = typer.Typer(help="List the encoders, check one.", no_args_is_help=True)
+app.add_typer(manifest_app, name="manifest")
+app.add_typer(cli_store.app, name="store")
+app.add_typer(encoder_app, name="encoder")
 app.add_typer(config_app, name="config")
 
 ConfigFile = Annotated[
@@ -124,6 +130,7 @@ def demo(
 def doctor() -> None:
     """What this machine has, and what each missing part would give."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from .doctor import examine, kernel_backends
@@ -131,10 +138,28 @@ def doctor() -> None:
     table = Table("part", "found", "is for", "to install it", box=None, header_style="bold")
     for part in examine():
         mark = "[green]yes[/]" if part.found else "[yellow]no[/]"
-        table.add_row(part.name, f"{mark} {part.found or ''}", part.gives, "" if part.found else part.install)
+        install = "" if part.found else part.install
+        table.add_row(part.name, f"{mark} {escape(part.found or '')}", part.gives, escape(install))
     for name, reason in kernel_backends().items():
-        table.add_row(f"kernels: {name}", reason, "train.backend", "")
+        table.add_row(f"kernels: {name}", escape(reason), "train.backend", "")
     Console().print(table)
+
+
+@manifest_app.command("check")
+def manifest_check(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Lists everything that is wrong with the manifest; opens no video."""
+    from .pipeline import manifest_stage
+
+    _echo(manifest_stage(_load(config_file, overrides)))
+
+
+@encoder_app.command("list")
+def encoder_list() -> None:
+    """The encoder families, built in and from plug-ins."""
+    from .extract.encoders import families
+
+    for family, home in sorted(families().items()):
+        typer.echo(f"{family + ':':<14}{home}")
 
 
 @config_app.command("show")

@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
 from dataclasses import dataclass
 
 
@@ -92,7 +91,6 @@ def examine() -> list[Part]:
             "extract.decoder: torchcodec",
             "pip install torchcodec",
         ),
-        Part("ffmpeg", shutil.which("ffmpeg"), "nothing here needs it: the decoders bring their own"),
     ]
     parts += [
         Part(name, _version(dist, module), gives, how)

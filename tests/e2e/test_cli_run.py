@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from dejavid import cli
+from dejavid.store import open_store
 
 PIPELINE = Path(__file__).parents[2] / "pipeline.yaml"
 
@@ -99,7 +100,7 @@ def settings(tmp_path: Path, footage: Path) -> list[object]:
         "manifest.root": footage,
         "run.dir": tmp_path / "run",
         "extract.encoder": "toy:0",
-        "extract.clip_len": 2,
+        "extract.clip_len": 4,
         "extract.frame_interval": 2,
         "extract.hop": 4,
         "extract.workers": 0,
@@ -176,7 +177,7 @@ def test_too_many_failures_stop_the_run_but_keep_the_rest(
     assert "where:" in result.err
     info = dejavid("store", "info", tmp_path / "run" / "store")
     assert info.code == 0
-    assert "9" in info.out
+    assert "9 videos" in info.out
 
 
 def _duplicate(rows: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
@@ -237,6 +238,50 @@ def test_a_store_of_other_settings_is_refused_and_names_the_key(
     assert result.code == 5
     assert "hop" in result.err
     assert dejavid("run", *settings).code == 0  # nothing was lost
+
+
+def test_a_flipped_byte_is_found_repaired_and_only_its_videos_are_made_again(
+    dejavid: Run, settings: list[object], tmp_path: Path
+) -> None:
+    store = tmp_path / "run" / "store"
+    assert dejavid("extract", *settings, "--set", "store.flush_rows=20").code == 0
+    undamaged = {i: open_store(store).get(i).values for i in open_store(store).ids()}
+    assert dejavid("store", "verify", store).code == 0
+    shard = max((store / "parts").rglob("tse/c/*/*"), key=lambda path: path.stat().st_mtime_ns)
+    data = bytearray(shard.read_bytes())
+    data[7] ^= 16
+    shard.write_bytes(data)
+    found = dejavid("store", "verify", store)
+    assert found.code == 5
+    assert "video " in found.out
+    repaired = dejavid("store", "repair", store)
+    assert repaired.code == 0
+    lost = int(repaired.out.splitlines()[-1].split()[0])
+    assert 0 < lost < len(undamaged)
+    again = dejavid("extract", *settings)
+    assert f"extract: {lost} videos" in again.out
+    after = open_store(store)
+    assert after.ids() == sorted(undamaged)
+    assert all(np.array_equal(after.get(i).values, values) for i, values in undamaged.items())
+
+
+def test_store_commands_copy_a_store(dejavid: Run, settings: list[object], tmp_path: Path) -> None:
+    store, manifest = tmp_path / "run" / "store", tmp_path / "videos.csv"
+    assert dejavid("extract", *settings).code == 0
+    assert json.loads(dejavid("store", "info", store, "--json").out)["n_videos"] == 18
+    assert "12 of 12 done" in dejavid("store", "status", store, "--manifest", manifest).out
+    for arguments in (
+        ("compact", store),
+        ("convert", store, tmp_path / "copy", "--format", "hdf5", "--dtype", "float32"),
+        ("merge", tmp_path / "merged", store),
+        ("export", store, tmp_path / "npy", "--layout", "npy", "--manifest", manifest),
+        ("import", tmp_path / "npy", tmp_path / "back", "--layout", "npy"),
+    ):
+        result = dejavid("store", *arguments)
+        assert result.code == 0, result.err
+    for copy in ("copy", "merged", "back"):
+        assert open_store(tmp_path / copy).ids() == open_store(store).ids()
+    assert dejavid("store", "info", tmp_path / "nothing").code == 5
 
 
 def test_config_show_is_a_configuration(dejavid: Run, tmp_path: Path) -> None:
