@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import cli_store
-from .errors import ConfigError, DejaVidError
+from .errors import ConfigError, DejaVidError, PartialResultError
 
 if TYPE_CHECKING:
     from .config import Config
@@ -102,11 +102,87 @@ def train(
 
 
 @app.command()
-def evaluate(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Scores the head and the baselines on the same videos; prints a table and writes results.json."""
+def evaluate(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    baselines: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|NAME,...", help="Methods to score beside the head; all that the store allows."
+        ),
+    ] = None,
+    ablation: Annotated[
+        bool,
+        typer.Option("--ablation", help="Also train heads with a part held fixed, and with the diagonal."),
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Scores the head and the baselines on the same videos; prints a table and writes it to files."""
     from .pipeline import evaluate_stage
 
-    _print_results([evaluate_stage(_load(config_file, overrides))])
+    changes = list(overrides or ())
+    if baselines is not None:
+        changes.append(f"evaluate.baselines=[{baselines}]")
+    if ablation:
+        changes.append("evaluate.ablation=true")
+    _print_results([evaluate_stage(_load(config_file, changes), progress=not quiet)])
+
+
+@app.command()
+def report(
+    config_file: ConfigFile = None,
+    overrides: Overrides = None,
+    videos: Annotated[
+        list[str] | None, typer.Option("--video", metavar="ID", help="A video to explain. Repeatable.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Writes report.html: the last evaluation as figures, and some videos explained."""
+    from .pipeline import report_stage
+
+    made = report_stage(_load(config_file, overrides), videos=videos or (), progress=not quiet)
+    _echo(made)
+    typer.echo(str(made.paths[0]))
+
+
+@app.command()
+def predict(
+    head: Annotated[Path, typer.Argument(metavar="HEAD", help="Folder of a head, such as runs/demo/head.")],
+    videos: Annotated[
+        list[str], typer.Argument(metavar="VIDEO...", help="Files, folders, globs; or one store of TSEs.")
+    ],
+    overrides: Overrides = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes per video.")] = 5,
+    output: Annotated[
+        str, typer.Option("--format", metavar="table|jsonl|csv", help="Of the output.")
+    ] = "table",
+    explain: Annotated[
+        Path | None,
+        typer.Option(metavar="PAGE.HTML", help="Also write a page that explains the predictions."),
+    ] = None,
+    early_abandon: Annotated[
+        bool, typer.Option("--early-abandon", help="Only the best class, found sooner; no probability.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Labels videos, or the TSEs of a store, with a trained head."""
+    from .evaluate.predict import predict as predict_videos
+    from .evaluate.predictions import check_format, to_text
+
+    check_format(output)
+    done = predict_videos(
+        head,
+        videos,
+        top=top,
+        overrides=overrides or (),
+        page=explain,
+        early_abandon=early_abandon,
+        progress=not quiet,
+    )
+    typer.echo(to_text(done.predictions, output), nl=False)
+    typer.echo(done.summary, err=True)
+    if done.n_failed:
+        raise typer.Exit(PartialResultError.exit_code)
 
 
 @app.command()

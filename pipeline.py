@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ Say = Callable[[str], None]
 
 TRAIN_SPLIT = "train"
 CENTROIDS_FILE = "centroids.safetensors"
+EXTRACT_FILE = "extract.json"
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,18 @@ def train_stage(config: Config, world: World, *, resume: bool = False, progress:
     last = report.history[report.kept_epoch] if report.kept_epoch is not None else {}
     data = {"epochs": len(report.history), "kept_epoch": report.kept_epoch, "metrics": last}
     if world.is_first:
-        record.write(facts, [folder / "head.safetensors", folder / "head.json"], data)
+        # What `dejavid predict` has to do to a video before this head can read it.
+        write_json(
+            folder / EXTRACT_FILE,
+            {
+                "extract": dump_config(config)["extract"],
+                "facts": store.facts,
+                "feature_dim": store.feature_dim,
+                "dtype": store.dtype,
+            },
+        )
+        outputs = [folder / name for name in ("head.safetensors", "head.json", EXTRACT_FILE)]
+        record.write(facts, outputs, data)
     summary = f"{len(report.history)} epochs on {len(kept)} videos"
     if "train_accuracy" in last:
         summary += f", {100 * last['train_accuracy']:.1f} % of them right in the last"
@@ -298,9 +310,44 @@ def evaluation_task(config: Config, *, progress: bool = False) -> Task:
         train_ids=training.ids,
         train_targets=training.targets,
         head=head,
-        centroids=load_centroids(config.run.dir / CENTROIDS_FILE).values,
+        centroids=load_centroids(config.run.dir / CENTROIDS_FILE),
         progress=progress,
     )
+
+
+def report_stage(config: Config, *, videos: Sequence[str] = (), progress: bool = True) -> StageReport:
+    """The report of the last evaluation; writes report.html.
+
+    Args:
+        videos: ids to explain; none: some that were wrong or nearly so.
+        progress: show a bar.
+    """
+    from .evaluate.evaluation import read_evaluation
+    from .evaluate.predict import frames_of_manifest
+    from .evaluate.report import choose_videos, illustrate, load_history, render_report
+
+    evaluation = read_evaluation(config.run.dir)
+    task = evaluation_task(config)
+    names = task.head.class_names
+    training: dict[str, list[str]] = {name: [] for name in names}
+    for video_id, target in zip(task.train_ids, task.train_targets.tolist(), strict=True):
+        training[names[target]].append(video_id)
+    explained = illustrate(
+        task.head,
+        task.store,
+        list(videos) or choose_videos(evaluation),
+        training=training,
+        frames=frames_of_manifest(config),
+        progress=progress,
+    )
+    about = [f"Head {config.head_path}, store {task.store.path}, {len(task.train_ids)} training videos."]
+    history = load_history(config.head_path)
+    html = render_report(evaluation, history=history, explained=explained, about=about).encode()
+    path = config.run.dir / "report.html"
+    write_atomically(path, html)
+    data = {"videos": [item.explanation.video_id for item in explained], "bytes": len(html)}
+    summary = f"{len(explained)} videos explained, {len(html) / 1e6:.1f} MB"
+    return StageReport("report", False, summary, (path,), data)
 
 
 def run_pipeline(config: Config, *, progress: bool = True, say: Say = print) -> list[StageReport]:

@@ -10,9 +10,7 @@ from ..config import TrainSection
 from .task import Floats, Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..train import DejaVidHead
+    from ..train import Centroids, DejaVidHead
 
 
 def centroids_only(task: Task) -> Floats:
@@ -50,24 +48,18 @@ def full(task: Task, *, head: DejaVidHead | None = None, **changes: Any) -> Floa
 
 
 def _train(task: Task, options: TrainSection) -> DejaVidHead:
-    from ..train import DejaVidHead, train_head
+    from ..train import train_head
     from ..train.data import device_of, load_samples
 
-    head = DejaVidHead(
-        _centroids(task, options.step_pattern),
-        class_names=task.split.class_names,
-        inputs=task.head.inputs,
-        step_pattern=options.step_pattern,
-        logits=options.logits,
-        backend=options.backend,
-    )
+    centroids = _centroids(task, options.step_pattern)
+    head = centroids.head(step_pattern=options.step_pattern, logits=options.logits)
     device = device_of(options.device)
     samples = load_samples(task.store, task.train_ids, task.train_targets, device=device, data=options.data)
     train_head(head, samples, options=options, seed=task.config.run.seed, progress=task.progress)
     return head
 
 
-def _centroids(task: Task, step_pattern: str) -> Tensor:
+def _centroids(task: Task, step_pattern: str) -> Centroids:
     """The run's centroids, or new ones where the averaging itself depends on the moves."""
     if step_pattern == task.config.train.step_pattern:
         return task.centroids
@@ -75,10 +67,8 @@ def _centroids(task: Task, step_pattern: str) -> Tensor:
     from ..train.data import read_stored
 
     values, offsets = read_stored(task.store, task.train_ids)
-    # What the input layer does is part of the head and stays as it is.
-    section = task.config.centroids.model_dump(exclude={"features", "standardise", "position"})
     return fit_centroids(
-        task.head.inputs(values, offsets),
+        values,
         offsets,
         task.train_targets,
         class_names=task.split.class_names,
@@ -86,5 +76,5 @@ def _centroids(task: Task, step_pattern: str) -> Tensor:
         step_pattern=step_pattern,
         backend=task.config.train.backend,
         progress=task.progress,
-        **section,
-    ).values
+        **task.config.centroids.model_dump(),
+    )

@@ -34,16 +34,14 @@ def nearest_centroid(task: Task) -> Floats:
     """The untrained method: minus the distances to the DBA centroids with all weights 1."""
     import torch
 
-    from ..kernels import weighted_dtw
-
-    centroids = task.centroids
-    zeros = torch.zeros_like(centroids)
-    options = {"step_pattern": task.head.step_pattern, "backend": task.head.backend}
-    scores = []
-    for batch in task.batches(task.ids):
-        steps = task.head.inputs(torch.from_numpy(batch.values), batch.offsets)
-        scores.append(-weighted_dtw(steps, batch.offsets, centroids, zeros, **options).numpy(force=True))
-    return np.concatenate(scores)
+    head = task.centroids.head(step_pattern=task.head.step_pattern).eval()
+    with torch.inference_mode():
+        return np.concatenate(
+            [
+                -head.distances(torch.from_numpy(b.values), torch.from_numpy(b.offsets)).numpy(force=True)
+                for b in task.batches(task.ids)
+            ]
+        )
 
 
 def dejavid(task: Task) -> Floats:

@@ -85,9 +85,9 @@ def soft_dtw_head(task: Task) -> Floats:
     raw = _training_samples(task)
     device, inputs = raw.values.device, task.head.inputs
     train = PackedSamples(inputs(raw.values.float(), raw.offsets), raw.offsets, raw.labels)
-    centroids = nn.Parameter(task.centroids.to(device).clone())
+    centroids = nn.Parameter(task.centroids.values.to(device).clone())
     log_weights = nn.Parameter(torch.zeros_like(centroids))
-    gamma = _SOFTNESS * _cell_cost(train.values, task.centroids.to(device))
+    gamma = _SOFTNESS * _cell_cost(train.values, centroids.detach())
 
     def logits(steps: Tensor, offsets: Tensor) -> Tensor:
         pattern = task.head.step_pattern

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from ..errors import ConfigError, MissingDependencyError
+from ..train.logs import METRICS_FILE
 from .baselines import HEAD, METHODS
 from .evaluation import COLUMNS, Evaluation, notes, percent, table, title
 from .explain import Explanation, Moment, explain, nearest_moments
@@ -44,6 +48,19 @@ class Illustrated:
     no_frames: str | None = None
 
 
+def load_history(head_dir: Path) -> list[dict[str, Any]]:
+    """The records of the training epochs, as the training loop wrote them; none if there are none."""
+    try:
+        lines = (head_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise ConfigError(
+            f"not JSON lines: {error}", where=str(head_dir / METRICS_FILE), fix="delete the damaged file"
+        ) from None
+
+
 def choose_videos(evaluation: Evaluation, count: int = DEFAULT_VIDEOS) -> list[str]:
     """Videos worth explaining: half of them wrong (the surest first), half right (the least sure first)."""
     outcomes = evaluation.outcomes[HEAD]
@@ -65,6 +82,7 @@ def illustrate(
     *,
     training: Mapping[str, Sequence[str]],
     frames: FrameSource | None,
+    progress: bool = False,
 ) -> list[Illustrated]:
     """Explains videos of a store and fetches their pictures.
 
@@ -72,6 +90,7 @@ def illustrate(
         ids: videos.
         training: class name -> training videos of the class.
         frames: where pictures come from; None: nowhere.
+        progress: show a bar.
 
     Raises:
         ConfigError: an id is not in the store.
@@ -85,7 +104,7 @@ def illustrate(
         )
     nearest: dict[str, list[tuple[Moment, bytes | None]]] = {}
     found = []
-    for video_id in ids:
+    for video_id in tqdm(ids, "explain", unit="video", disable=not progress):
         explanation = explain(head, store.get(video_id))
         name = explanation.predicted.name
         if name not in nearest:
@@ -116,10 +135,7 @@ def render_report(
     Raises:
         MissingDependencyError: plotly is not installed.
     """
-    if importlib.util.find_spec("plotly") is None:
-        raise MissingDependencyError(
-            "plotly is not installed", where="dejavid report", fix="pip install 'dejavid[report]'"
-        )
+    _check_plotly()
     page = Page(f"DejaVid on {evaluation.split.name}", [*about, *notes(evaluation)])
     _numbers(page, evaluation)
     if history:
@@ -128,6 +144,29 @@ def render_report(
     if explained:
         _explanations(page, explained, feature_names)
     return page.render()
+
+
+def render_predictions(items: Sequence[Illustrated], *, n_videos: int) -> str:
+    """A page that explains predictions for videos without labels.
+
+    Args:
+        items: the videos explained.
+        n_videos: how many there were in all.
+
+    Raises:
+        MissingDependencyError: plotly is not installed.
+    """
+    _check_plotly()
+    page = Page("DejaVid predictions", [f"{len(items)} of {n_videos} videos explained."])
+    _explanations(page, items, None)
+    return page.render()
+
+
+def _check_plotly() -> None:
+    if importlib.util.find_spec("plotly") is None:
+        raise MissingDependencyError(
+            "plotly is not installed", where="the report", fix="pip install 'dejavid[report]'"
+        )
 
 
 def _numbers(page: Page, evaluation: Evaluation) -> None:

@@ -14,10 +14,8 @@ from ..errors import ConfigError
 from .metrics import Split
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..store import Batch, Store
-    from ..train import DejaVidHead
+    from ..train import Centroids, DejaVidHead
 
 Floats = NDArray[np.floating[Any]]
 BATCH = 256  # videos read and scored at a time
@@ -33,7 +31,7 @@ class Task:
         split: the videos to answer for.
         train_ids, train_targets: training videos with a TSE and the index of their class.
         head: the trained head.
-        centroids: (C, Tc, F) the DBA centroids that training began with.
+        centroids: of DBA, which training began with.
         progress: show bars on standard error.
     """
 
@@ -43,7 +41,7 @@ class Task:
     train_ids: list[str]
     train_targets: NDArray[np.int64]
     head: DejaVidHead
-    centroids: Tensor
+    centroids: Centroids
     progress: bool = False
 
     @property

@@ -14,7 +14,10 @@ from dejavid.store import create_store
 
 N_EMBEDDING = 6
 CLASSES = ("down", "up", "up & <b>down</b>")  # names that would be markup if a page did not escape them
-FACTS = {"encoder": "toy", "windowing": {"rows": "embedding+logits", "merge_views": "mean", "crops": "center"}}
+FACTS = {
+    "encoder": "toy",
+    "windowing": {"rows": "embedding+logits", "merge_views": "mean", "crops": "center"},
+}
 
 
 def shape_of(label: str, n_steps: int) -> np.ndarray:

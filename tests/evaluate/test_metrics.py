@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -146,7 +148,7 @@ def test_lengths_are_a_partition(n: int, n_bins: int, seed: int) -> None:
     assert len(bins) <= n_bins
     bounds = [edge for b in bins for edge in (b.shortest, b.longest)]
     assert bounds == sorted(bounds)
-    assert all(a.longest < b.shortest for a, b in zip(bins, bins[1:], strict=False))
+    assert all(a.longest < b.shortest for a, b in itertools.pairwise(bins))
 
 
 def test_most_confused_pairs_in_order() -> None:
