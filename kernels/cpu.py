@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,8 @@ else:
 
 _SEARCH_COLUMNS = 256  # of a chunk: its packed features of one block stay in the second-level cache
 _PATH_COLUMNS = 1024  # likewise for one feature tile
-_CLASS_ROWS = 128  # centroid steps of a block of classes, unless one class has more
+_SEARCH_ROWS = 128  # centroid steps of a block of classes, unless one class has more
+_PATH_CLASSES = 32  # more classes share the cost of bringing the values near
 _PREFETCHED = 16  # entries that a path loop may read beyond its list of cells
 _SERIAL = 1 << 20  # elements of work below which waking threads costs more than it brings
 
@@ -59,7 +61,10 @@ class CpuKernels:
     ) -> tuple[Tensor, Tensor, Tensor]:
         n_classes, length, n_features = centroids.shape
         n_vectors, n_samples = -(-n_features // LANES), len(self._offsets) - 1
-        chunks, blocks = _chunks(self._offsets, _SEARCH_COLUMNS), _blocks(n_classes, length)
+        chunks, blocks = (
+            _chunks(self._offsets, _SEARCH_COLUMNS),
+            _blocks(n_classes, min(CLASSES, _SEARCH_ROWS // length)),
+        )
         c, w = centroids.numpy(), log_weights.numpy()
         values = self._pack(chunks, TILE_COLUMNS, BLOCK, n_vectors)
         distances = np.empty((n_classes, n_samples), np.float32)
@@ -94,7 +99,7 @@ class CpuKernels:
 
     def path_cost(self, centroids: Tensor, log_weights: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         n_samples, n_classes, length = lo.shape
-        batch, blocks = self._path_batch(), _blocks(n_classes, length)
+        batch, blocks = self._path_batch(), _blocks(n_classes, _PATH_CLASSES)
         c, w, low, high = centroids.numpy(), log_weights.numpy(), _by_class(lo), _by_class(hi)
         distances = np.empty((n_classes, n_samples), np.float32)
 
@@ -118,7 +123,7 @@ class CpuKernels:
     def path_gradients(
         self, centroids: Tensor, log_weights: Tensor, lo: Tensor, hi: Tensor, grad: Tensor
     ) -> tuple[Tensor, Tensor]:
-        batch, blocks = self._path_batch(), _blocks(*lo.shape[1:])
+        batch, blocks = self._path_batch(), _blocks(lo.shape[1], _PATH_CLASSES)
         c, w, low, high = centroids.numpy(), log_weights.numpy(), _by_class(lo), _by_class(hi)
         grads, (grad_c, grad_l) = grad.T.numpy(), (np.empty_like(c) for _ in "cl")
 
@@ -154,7 +159,8 @@ class CpuKernels:
         return self._for_paths
 
     def _pack(self, chunks: list[_Chunk], tile_columns: int, block: int, n_vectors: int) -> list[Floats]:
-        sizes = (_round_up(x.stop - x.start, tile_columns) * n_vectors * LANES for x in chunks)
+        sizes = [_round_up(x.stop - x.start, tile_columns) * n_vectors * LANES for x in chunks]
+        # Buffers of a few MB come back from the allocator without page faults; one for the batch would not.
         packed = [_buffer("packed values", size) for size in sizes]
 
         def pack_chunks(queue: Iterator[int]) -> None:
@@ -207,11 +213,11 @@ def _chunks(offsets: Longs, n_columns: int) -> list[_Chunk]:
     return chunks
 
 
-def _blocks(n_classes: int, length: int) -> list[tuple[int, int]]:
-    """Cuts the classes into blocks of nearly equal size."""
-    n_blocks = -(-n_classes // max(1, min(CLASSES, _CLASS_ROWS // length)))
-    bounds = [n_classes * i // n_blocks for i in range(n_blocks + 1)]
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+def _blocks(n_classes: int, most: int) -> list[tuple[int, int]]:
+    """Cuts the classes into blocks of nearly equal size, at most `most`, and at least two for every thread."""
+    size = max(1, min(most, -(-n_classes // (2 * torch.get_num_threads()))))
+    n_blocks = -(-n_classes // size)
+    return list(pairwise(n_classes * i // n_blocks for i in range(n_blocks + 1)))
 
 
 def _round_up(n: int, multiple: int) -> int:

@@ -55,23 +55,27 @@ def pack_values(values: Floats, tile_columns: int, block: int, n_vectors: int, o
     """
     n_columns, n_features = values.shape
     n_padded = (n_columns + tile_columns - 1) // tile_columns * tile_columns
-    at = uint64(0)
+    base = uint64(0)
     for start in range(0, n_vectors, block):
-        stop = min(start + block, n_vectors)
-        for first_column in range(0, n_padded, tile_columns):
-            for feature in range(start * LANES, stop * LANES, LANES):
-                n_kept = min(LANES, n_features - feature)
-                for column in range(first_column, first_column + tile_columns):
-                    if column < n_columns and n_kept == LANES:
-                        for j in range(LANES):
-                            out[at + uint64(j)] = values[column, uint64(feature) + uint64(j)]
-                    else:
-                        for j in range(LANES):
-                            out[at + uint64(j)] = 0
-                        if column < n_columns:
-                            for j in range(n_kept):
-                                out[at + uint64(j)] = values[column, feature + j]
-                    at += uint64(LANES)
+        width = min(block, n_vectors - start)
+        n_full = max(0, min(width, n_features // LANES - start))
+        for column in range(n_padded):
+            at = base + uint64(
+                (column // tile_columns * width * tile_columns + column % tile_columns) * LANES
+            )
+            kept = n_full if column < n_columns else 0
+            for i in range(kept):
+                for j in range(LANES):
+                    out[at + uint64(j)] = values[column, uint64((start + i) * LANES) + uint64(j)]
+                at += uint64(tile_columns * LANES)
+            for i in range(kept, width):
+                for j in range(LANES):
+                    feature = (start + i) * LANES + j
+                    out[at + uint64(j)] = (
+                        values[column, feature] if column < n_columns and feature < n_features else 0
+                    )
+                at += uint64(tile_columns * LANES)
+        base += uint64(n_padded * width * LANES)
 
 
 @compiled
@@ -180,14 +184,18 @@ def list_cells(lo: Ints, hi: Ints, offsets: Longs, cells: Ints, owners: Ints, st
         i = 0
         for t in range(length):
             starts[k, t] = i
-            longest = 0
             for n in range(n_samples):
-                longest = max(longest, hi[k, n, t] - lo[k, n, t] + 1)
-            for j in range(longest):
-                for n in range(n_samples):
-                    s = lo[k, n, t] + j
-                    # Always written, kept only where it is a cell: cheaper than a branch that cannot be foreseen.
-                    cells[k, i] = offsets[n] + s
+                cells[k, i] = offsets[n] + lo[k, n, t]
+                owners[k, i] = n
+                i += 1
+            # Each further round takes one step for those of the round before that have one left.
+            first, stop = starts[k, t], i
+            while first < stop:
+                for q in range(first, stop):
+                    column, n = cells[k, q] + 1, owners[k, q]
+                    # Always written, kept only where it is a cell: cheaper than an unforeseeable branch.
+                    cells[k, i] = column
                     owners[k, i] = n
-                    i += s <= hi[k, n, t]
+                    i += column <= offsets[n] + hi[k, n, t]
+                first, stop = stop, i
         starts[k, length] = i

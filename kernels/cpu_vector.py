@@ -278,8 +278,8 @@ def local_costs(params: Floats, values: Floats, n_vectors: int, cost: Floats) ->
         for r in range(n_row_tiles):
             for c in range(n_column_tiles):
                 target = out + c * TILE_COLUMNS * stride + r * ROWS * 4
-                _tile(p + r * p_step, v + c * v_step, width, target, stride, start)
-        p += n_row_tiles * p_step
+                _tile(p, v + c * v_step, width, target, stride, start)
+            p += p_step
         v += n_column_tiles * v_step
 
 
