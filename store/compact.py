@@ -12,8 +12,8 @@ from .folder import Folder, failpoint
 from .index import PartTable, read_commits
 from .integrity import check_part, remove_replaced
 from .layout import STORE_FILE, Commit, Header, crc32c, new_part_name
+from .opening import read_header, require_same
 from .part import MappedPart
-from .reader import read_header, require_same
 from .writer import Record, commit_part
 
 _DEFAULTS = StoreSection()

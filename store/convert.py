@@ -26,8 +26,9 @@ from .index import PartTable
 from .labels import LabelRow, read_labels, write_labels
 from .layout import Header, from_stored, to_stored
 from .official import read_official, write_official
+from .opening import read_header
 from .part import MappedPart
-from .reader import create_store, open_store, read_header
+from .reader import create_store, open_store
 from .writer import Record, StoreWriter
 
 READERS: dict[str, Callable[[Path], tuple[dict[str, Any], Iterator[Item]]]] = {

@@ -40,12 +40,12 @@ class Folder:
         """The bytes of a file; OSError where it cannot be read."""
         return (self.path / name).read_bytes()
 
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
     def part_names(self) -> list[str]:
         """Committed parts, lowest id first."""
         return [name for name in self.listing(PARTS) if not name.startswith(".")]
-
-    def has_part(self, part: str) -> bool:
-        return (self.path / PARTS / part).exists()
 
     def local_part(self, commit: Commit) -> Path:
         """The folder with the part's objects; it may have gone since the part was listed."""

@@ -17,6 +17,7 @@ from .folder import Folder
 from .layout import COMMIT_FILE, INDEX, PARTS, Array, Commit, Header
 
 CACHE_FILE = f"{INDEX}/commits.jsonl"
+_IDS = '"ids": '  # what comes before the ids in a commit record
 _WORTH_CACHING = 64  # commit records read one by one before the cache is written again
 
 
@@ -77,7 +78,7 @@ def read_commit(folder: Folder, part: str, header: Header) -> Commit | None:
     try:
         data = folder.read(f"{PARTS}/{part}/{COMMIT_FILE}")
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and not folder.has_part(part):
+        if isinstance(error, FileNotFoundError) and not folder.has(f"{PARTS}/{part}"):
             return None
         raise _not_a_part(f"cannot read the commit record ({error.strerror})", where) from None
     commit = Commit.from_bytes(data, where)
@@ -100,8 +101,10 @@ def remembered_ids(folder: Folder, part: str) -> tuple[str, ...]:
                 commit = Commit.from_bytes(line, CACHE_FILE)
                 if commit.part == part:
                     return commit.ids
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return tuple(str(i) for i in json.loads(folder.read(f"{PARTS}/{part}/{COMMIT_FILE}"))["ids"])
+    with suppress(OSError, ValueError, TypeError):
+        text = folder.read(f"{PARTS}/{part}/{COMMIT_FILE}").decode("latin-1")
+        ids, _ = json.JSONDecoder().raw_decode(text, text.index(_IDS) + len(_IDS))
+        return tuple(str(video_id) for video_id in ids)
     return ()
 
 

@@ -19,8 +19,8 @@ from .folder import Folder
 from .index import PartTable, read_commit, remembered_ids
 from .labels import read_labels
 from .layout import COMMIT_FILE, FAILED, PARTS, Commit, Header, crc32c
+from .opening import read_header
 from .part import MappedPart
-from .reader import read_header
 
 STALE_S = 3600.0  # a temporary folder that nobody has changed for so long is a killed writer's
 
@@ -238,7 +238,7 @@ def check_part(folder: Folder, part: str, header: Header) -> VerifyReport | None
     try:
         commit = read_commit(folder, part, header)
     except StoreError as error:
-        if not folder.has_part(part):
+        if not folder.has(f"{PARTS}/{part}"):
             return None
         ids = remembered_ids(folder, part)
         return VerifyReport(1, len(ids), 0, [DamagedPart(part, (f"{COMMIT_FILE}: {error.what}",), ids, ids)])
@@ -246,7 +246,7 @@ def check_part(folder: Folder, part: str, header: Header) -> VerifyReport | None
         return None
     problems = [line for name in commit.objects if (line := _problem(folder, commit, name))]
     found = folder.objects(part) - {COMMIT_FILE}
-    if not folder.has_part(part):
+    if not folder.has(f"{PARTS}/{part}"):
         return None
     strange = [f"{PARTS}/{part}/{name}" for name in sorted(found.difference(commit.objects))]
     damaged = []

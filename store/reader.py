@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..config import StoreSection, differing_keys
-from ..errors import ConfigError, StoreError, StoreVersionError
+from ..config import StoreSection
+from ..errors import ConfigError, StoreError
 from .folder import Folder
 from .formats import ENCODERS
 from .index import PartTable
 from .labels import LabelRow, read_labels
 from .layout import DTYPES, STORE_FILE, Array, Header, from_stored
+from .opening import read_header, require_same
 from .part import MappedPart, PartGoneError
 from .tse import Batch, Tse
 from .writer import Record, StoreWriter
@@ -50,6 +52,10 @@ class Store:
         self._check = check
         self._mapped: dict[str, MappedPart] = {}
         self._table = PartTable(folder, header)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What spawned data loaders receive; they map the files themselves.
+        return {**vars(self), "_mapped": {}}
 
     @property
     def path(self) -> Path:
@@ -117,7 +123,9 @@ class Store:
 
     def lengths(self, ids: Sequence[str]) -> Array:
         """(N,) int64: the number of steps of each video, without reading it."""
-        return self._table.lengths[self._places(ids)]
+        table = self._table
+        lengths: Array = table.lengths[self._places(table, ids)]
+        return lengths
 
     def get(self, video_id: str) -> Tse:
         """One TSE with everything known about it; the arrays are the caller's own.
@@ -125,7 +133,7 @@ class Store:
         Raises:
             StoreError: no such video; StoreCorruptError: its bytes have changed.
         """
-        record = self._retrying(lambda: self._record(video_id))
+        record = self._retrying(lambda table: self._record(table, video_id))
         row = self._labels.get(video_id)
         return Tse(
             video_id=video_id,
@@ -147,7 +155,7 @@ class Store:
             dtype: "float32", or "stored": as they are on disk (bfloat16 as its bits in uint16).
             pin: page-locked memory, for faster copies to a GPU.
         """
-        return self._retrying(lambda: self._read(list(ids), dtype, pin))
+        return self._retrying(lambda table: self._read(table, list(ids), dtype, pin))
 
     def batches(
         self,
@@ -176,7 +184,7 @@ class Store:
             batch = self.read(group, dtype, pin=pin)
             if number + 1 < len(groups):
                 # The kernel fetches the next batch from disk while the caller works on this one.
-                self._retrying(partial(self._advise, groups[number + 1]))
+                self._retrying(partial(self._advise, ids=groups[number + 1]))
             yield batch
 
     def writer(
@@ -212,26 +220,29 @@ class Store:
             done += len(piece)
         return values, torch.from_numpy(offsets)
 
-    def _retrying(self, read: Callable[[], Result]) -> Result:
-        """Reads again, after a refresh, when a compaction took a part away meanwhile."""
+    def _retrying(self, read: Callable[[PartTable], Result]) -> Result:
+        """Reads again, after a refresh, when a compaction took a part away meanwhile.
+
+        One read sees one table from beginning to end, also when another thread refreshes.
+        """
         for _ in range(_RETRIES):
             try:
-                return read()
+                return read(self._table)
             except PartGoneError:
                 self.refresh()
-        return read()
+        return read(self._table)
 
-    def _read(self, ids: list[str], dtype: str, pin: bool) -> Batch:
-        places = self._places(ids)
+    def _read(self, table: PartTable, ids: list[str], dtype: str, pin: bool) -> Batch:
+        places = self._places(table, ids)
         offsets = np.zeros(len(places) + 1, np.int64)
-        np.cumsum(self._table.lengths[places], out=offsets[1:])
+        np.cumsum(table.lengths[places], out=offsets[1:])
         values = self._allocate(int(offsets[-1]), dtype, pin)
-        self._advise(ids)
-        self._fill(values, offsets, places)
+        self._advise(table, ids)
+        self._fill(table, values, offsets, places)
         return Batch(ids, values, offsets)
 
-    def _record(self, video_id: str) -> Record:
-        part, video = self._locate(int(self._places([video_id])[0]))
+    def _record(self, table: PartTable, video_id: str) -> Record:
+        part, video = self._locate(table, int(self._places(table, [video_id])[0]))
         self._check_video(part, video)
         return part.record(video)
 
@@ -239,10 +250,9 @@ class Store:
         if self._check != "never":
             part.check(video, again=self._check == "always")
 
-    def _places(self, ids: Sequence[str]) -> Array:
-        where = self._table.where
+    def _places(self, table: PartTable, ids: Sequence[str]) -> Array:
         try:
-            return np.fromiter((where[video_id] for video_id in ids), np.int64, len(ids))
+            return np.fromiter((table.where[video_id] for video_id in ids), np.int64, len(ids))
         except KeyError as error:
             raise StoreError(
                 f"no video {error.args[0]!r} in the store",
@@ -250,27 +260,27 @@ class Store:
                 fix="dejavid store status lists what is missing; Store.refresh() sees new parts",
             ) from None
 
-    def _locate(self, place: int) -> tuple[MappedPart, int]:
-        name = self._table.part_of[place]
+    def _locate(self, table: PartTable, place: int) -> tuple[MappedPart, int]:
+        name = table.part_of[place]
         part = self._mapped.get(name)
         if part is None:
-            commit = self._table.commits[name]
+            commit = table.commits[name]
             part = MappedPart(self._folder.local_part(commit), commit)
             # Forgetting the oldest needs no lock: views keep their mapping alive.
             while len(self._mapped) >= _MAPPED_PARTS:
                 self._mapped.pop(next(iter(self._mapped)), None)
             self._mapped[name] = part
-        return part, int(self._table.video_of[place])
+        return part, int(table.video_of[place])
 
-    def _advise(self, ids: Sequence[str]) -> None:
-        for place in self._places(ids).tolist():
-            part, video = self._locate(place)
+    def _advise(self, table: PartTable, ids: Sequence[str]) -> None:
+        for place in self._places(table, ids).tolist():
+            part, video = self._locate(table, place)
             part.advise(video)
 
-    def _fill(self, values: Array, offsets: Array, places: Array) -> None:
+    def _fill(self, table: PartTable, values: Array, offsets: Array, places: Array) -> None:
         widen = self.dtype == "bfloat16" and values.dtype == np.float32
         for number in np.argsort(places, kind="stable").tolist():  # disks like ascending reads
-            part, video = self._locate(int(places[number]))
+            part, video = self._locate(table, int(places[number]))
             self._check_video(part, video)
             row = int(offsets[number])
             for piece in part.rows(video):
@@ -347,40 +357,20 @@ def create_store(
         raise ConfigError(
             f"{len(names)} feature names", where="create_store", fix=f"give {feature_dim} names"
         )
-    wanted = Header(format, dtype, feature_dim, names, dict(fingerprint_facts))
+    try:
+        facts = json.loads(json.dumps(dict(fingerprint_facts), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"a fact is no JSON value ({error})",
+            where="create_store",
+            fix="use text, numbers, lists and dicts",
+        ) from None
+    wanted = Header(format, dtype, feature_dim, names, facts)
     folder = Folder(path)
-    if folder.create(STORE_FILE, wanted.to_bytes()):
-        return Store(folder, wanted)
+    if not folder.has(STORE_FILE):
+        folder.create(
+            STORE_FILE, wanted.to_bytes()
+        )  # another process may be first, with the same or other facts
     found = read_header(folder)
     require_same(found, wanted, str(path))
     return Store(folder, found)
-
-
-def read_header(folder: Folder) -> Header:
-    """Reads STORE.json.
-
-    Raises:
-        StoreError: it is missing, damaged or of another version.
-    """
-    try:
-        data = folder.read(STORE_FILE)
-    except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(
-            "there is no store", where=str(folder), fix="check the path; dejavid extract makes a store"
-        ) from None
-    except OSError as error:
-        raise StoreError(
-            f"cannot read {STORE_FILE} ({error.strerror})", where=str(folder), fix="check its permissions"
-        ) from None
-    return Header.from_bytes(data, f"{folder}/{STORE_FILE}")
-
-
-def require_same(found: Header, wanted: Header, where: str) -> None:
-    """Raises `StoreVersionError` with the differing keys unless both headers describe the same features."""
-    lines = differing_keys(found.comparable(), wanted.comparable())
-    if lines:
-        raise StoreVersionError(
-            f"the store was made differently (there != here): {'; '.join(lines)}",
-            where=where,
-            fix="use another store.path for the new features, or restore the old configuration",
-        )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .. import __version__
 from ..config import StoreSection
 from ..errors import StoreError
 from .folder import Folder
@@ -195,7 +196,11 @@ def commit_part(
         arrays=places,
         objects={key: (len(data), crc32c(data)) for key, data in objects.items()},
         replaces=tuple(replaces),
-        written={"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "host": socket.gethostname()},
+        written={
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "host": socket.gethostname(),
+            "program": f"dejavid {__version__}",
+        },
     )
     folder.commit(name, objects, commit.to_bytes())
     return commit

@@ -194,7 +194,7 @@ class StoreContract:
             ({"values": [[np.nan, 1]]}, "1 of 2 features are NaN"),
             ({"values": [[1e6, 1]]}, "1e\\+06, does not fit float16"),
             ({"start_s": [0, 1]}, "one per step"),
-            ({"end_s": [np.inf]}, "finite seconds"),
+            ({"end_s": [np.inf]}, "one per step"),
             ({"status": "broken"}, "'broken' is not one of"),
             ({"n_frames": -1}, "n_frames -1"),
             ({"extras": {"Bad Name": np.ones(1)}}, "Bad Name"),
