@@ -22,11 +22,16 @@ __all__ = ["ClipEncoder", "ClipSpec", "Encoded", "Options", "TorchEncoder", "fam
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
-# family -> module below this package with a function `load`
+# family -> loader below this package
 _BUILT_IN = {
-    "videomae2": ".videomae2",
-    "demo": ".demo",
-    "toy": ".toy",
+    "videomae2": ".videomae2:load",
+    "hf": ".hf:load_video",
+    "hf-image": ".hf:load_image",
+    "timm": ".timm:load",
+    "openclip": ".openclip:load",
+    "torchvision": ".torchvision:load",
+    "demo": ".demo:load",
+    "toy": ".toy:load",
 }
 
 
@@ -57,7 +62,7 @@ Loader = Callable[[str, Options], ClipEncoder]
 def families() -> dict[str, str]:
     """family -> where its loader is; plug-ins cannot replace a built-in family."""
     plugins = {entry.name: entry.value for entry in entry_points(group="dejavid.encoders")}
-    return plugins | {name: f"{__name__}{module}:load" for name, module in _BUILT_IN.items()}
+    return plugins | {name: f"{__name__}{place}" for name, place in _BUILT_IN.items()}
 
 
 def load_encoder(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from ...errors import ConfigError
 
 Layout = Literal["BTCHW", "BCTHW", "BCHW"]
 
@@ -134,6 +139,39 @@ class TorchEncoder:
                 return pixels.permute(0, 4, 1, 2, 3)
             case "BCHW":  # an image model: its single frame
                 return pixels.squeeze(1).permute(0, 3, 1, 2)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file or a torch checkpoint, without the wrapper that training code adds.
+
+    Pickles are read with `weights_only`, so no code of theirs runs.
+
+    Raises:
+        ConfigError: there is no file, or nothing that can be read safely.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            data: Any = load_file(path)
+        else:
+            # Training scripts save their arguments too.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise ConfigError(
+            "there is no such checkpoint", where=str(path), fix="give a .pth or .safetensors file"
+        ) from None
+    except Exception as error:  # torch and safetensors raise many kinds for a file that is none of theirs
+        raise ConfigError(
+            f"no checkpoint that can be read safely: {str(error).splitlines()[0]}",
+            where=str(path),
+            fix="give a file of tensors; other pickles are refused",
+        ) from None
+    for wrapper in ("model", "module", "state_dict"):
+        if isinstance(data, Mapping) and isinstance(data.get(wrapper), Mapping):
+            data = data[wrapper]
+            break
+    items = data.items() if isinstance(data, Mapping) else ()
+    return {key: value for key, value in items if isinstance(value, Tensor)}
 
 
 def weights_digest(parts: Mapping[str, nn.Module]) -> str:

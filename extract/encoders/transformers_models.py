@@ -28,6 +28,12 @@ def import_transformers() -> Any:
         raise MissingDependencyError(
             "transformers is not installed", where="extract.encoder", fix="pip install 'dejavid[extract]'"
         ) from None
+    except RuntimeError as error:  # a torchvision of another torch, most often
+        raise MissingDependencyError(
+            f"transformers cannot be imported: {str(error).splitlines()[0]}",
+            where="extract.encoder",
+            fix="make torchvision fit your torch, or uninstall it",
+        ) from None
     finally:
         sys.path[:] = path
     return transformers

@@ -6,7 +6,6 @@ fc_norm(mean of the tokens), its logits are the released head's.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Mapping
@@ -18,10 +17,9 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from . import Options
-from .base import IMAGENET_MEAN, IMAGENET_STD, ClipEncoder, ClipSpec, TorchEncoder
+from .base import IMAGENET_MEAN, IMAGENET_STD, ClipEncoder, ClipSpec, TorchEncoder, read_tensors
 from .transformers_models import import_transformers
 
-_WRAPPERS = ("model", "module", "state_dict")
 _PREFIX = re.compile(r"^(?:_orig_mod\.|module\.|backbone\.|encoder\.|model\.)+")
 # width -> attention heads of the released models; a checkpoint does not tell them
 _HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
@@ -72,37 +70,9 @@ def load(name: str, options: Options) -> ClipEncoder:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The flat state dict of a checkpoint under its official names, without wrappers and prefixes.
-
-    Pickles are read with `weights_only`, so no code of theirs runs.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            data: Any = load_file(path)
-        else:
-            # Training scripts save their arguments too.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except FileNotFoundError:
-        raise ConfigError(
-            "there is no such checkpoint",
-            where=str(path),
-            fix="videomae2:PATH of a .pth or .safetensors file",
-        ) from None
-    except Exception as error:  # torch and safetensors raise many kinds for a file that is none of theirs
-        raise ConfigError(
-            f"no checkpoint that can be read safely: {str(error).splitlines()[0]}",
-            where=str(path),
-            fix="give a file of tensors; other pickles are refused",
-        ) from None
-    for wrapper in _WRAPPERS:
-        if isinstance(data, Mapping) and isinstance(data.get(wrapper), Mapping):
-            data = data[wrapper]
-            break
-    tensors = {key: value for key, value in dict(data).items() if isinstance(value, Tensor)}
-    return {_PREFIX.sub("", key): value for key, value in tensors.items() if not key.endswith("pos_embed")}
+    """The flat state dict of a checkpoint under its official names, without prefixes."""
+    state = {_PREFIX.sub("", key): value for key, value in read_tensors(path).items()}
+    return {key: value for key, value in state.items() if key != "pos_embed"}
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
