@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -74,25 +75,30 @@ def open_pyav(path: Path, start_s: float | None = None, end_s: float | None = No
     Raises:
         VideoDecodeError: no video can be read from the file.
     """
-    av = _import_av()
+    av = import_av()
     try:
         # Only plain files: a playlist must not make a decoder fetch anything.
         with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
             _refuse_format(container.format.name, path)
-            yield _PyavVideo(container, path, start_s, end_s)
+            yield PyavVideo(container, path, start_s, end_s)
     except av.FFmpegError as error:
-        raise _undecodable(f"cannot decode: {error.strerror}", path) from None
+        raise undecodable(f"cannot decode: {error.strerror}", path) from None
     except MemoryError:
-        raise _undecodable("a frame does not fit into memory", path) from None
+        raise undecodable("a frame does not fit into memory", path) from None
 
 
-class _PyavVideo:
+class PyavVideo:
+    """A file that PyAV has open."""
+
     def __init__(self, container: Any, path: Path, start_s: float | None, end_s: float | None) -> None:
+        self.path = path
+        self.start_s = start_s or 0.0
+        self.end_s = end_s if end_s is not None else float("inf")
+        self.container_format: str = container.format.name
         self._container = container
-        self._path = path
-        self._start_s = start_s or 0.0
-        self._end_s = end_s if end_s is not None else float("inf")
         self._stream = _video_stream(container, path)
+        self.header_frames: int = self._stream.frames  # 0 where the container does not tell
+        self.codec: str = self._stream.codec_context.name
         # Videos are decoded side by side, so one thread each.
         self._stream.thread_count = 1
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
@@ -103,16 +109,19 @@ class _PyavVideo:
         self.status = "ok"
 
     def _expected_frames(self, fps: float) -> int:
-        counted = self._stream.frames
         by_time = self._duration_s * fps
-        whole = self._start_s == 0.0 and self._end_s == float("inf")
-        if whole and counted and abs(counted - by_time) <= 1:
-            return int(counted)
-        return self._count_packets()
+        whole = self.start_s == 0.0 and self.end_s == float("inf")
+        if whole and self.header_frames and abs(self.header_frames - by_time) <= 1:
+            return self.header_frames
+        return self.count_packets(whole=whole)
 
-    def _count_packets(self) -> int:
-        """Reads the file without decoding: one packet is one frame in nearly every stream."""
-        with _import_av().open(str(self._path), options={"protocol_whitelist": "file"}) as container:
+    def count_packets(self, *, whole: bool) -> int:
+        """Reads the file without decoding: one packet is one shown frame in nearly every stream.
+
+        Args:
+            whole: count the whole video, not only the part that was asked for.
+        """
+        with import_av().open(str(self.path), options={"protocol_whitelist": "file"}) as container:
             stream = container.streams[self._stream.index]
             times = [
                 float(packet.pts * packet.time_base) if packet.pts is not None else None
@@ -120,7 +129,7 @@ class _PyavVideo:
                 if packet.size and not packet.is_discard
             ]
         first = min((time for time in times if time is not None), default=0.0)
-        return sum(time is None or self._start_s <= time - first < self._end_s for time in times)
+        return sum(whole or time is None or self.start_s <= time - first < self.end_s for time in times)
 
     def stream(self, wanted: NDArray[np.int64]) -> Iterator[Frame]:
         targets = iter(wanted.tolist())
@@ -131,21 +140,21 @@ class _PyavVideo:
             time = place / self.meta.fps if frame.time is None else float(frame.time)
             zero = time if zero is None else zero
             time -= zero
-            if time < self._start_s:
+            if time < self.start_s:
                 continue
-            if time >= self._end_s:
+            if time >= self.end_s:
                 break
             if count == target:
                 yield Frame(count, time, _to_rgb(frame))
                 target = next(targets, -1)
             count += 1
             recent.append(time)
-        self._judge(count, recent)
+        self.judge(count, recent)
 
-    def _judge(self, count: int, recent: deque[float]) -> None:
-        """Sets `n_frames` and `status` from the number of frames and the times of the last ones."""
-        end_s = min(self._end_s, self._duration_s)
-        expected = (end_s - self._start_s) * self.meta.fps
+    def judge(self, count: int, recent: deque[float]) -> None:
+        """Sets `n_frames` and `status` from the number of frames and the times of the last ones in order."""
+        end_s = min(self.end_s, self._duration_s)
+        expected = (end_s - self.start_s) * self.meta.fps
         slack = 2 + 0.01 * expected
         # Fewer frames than duration x rate is normal at a variable rate, unless time is missing at the end.
         ends_early = expected - count > slack and (end_s - recent[-1]) * self.meta.fps > slack
@@ -161,11 +170,11 @@ class _PyavVideo:
 
     def _decode(self) -> Iterator[Any]:
         """All frames; a broken packet ends the stream if it is the last, else the video is damaged."""
-        av = _import_av()
+        av = import_av()
         broken: Any = None
         for packet in self._container.demux(self._stream):
             if broken is not None and packet.size:
-                raise _undecodable(f"damaged at byte {broken.pos}", self._path)
+                raise undecodable(f"damaged at byte {broken.pos}", self.path)
             if packet.is_corrupt:
                 broken = packet
                 continue
@@ -192,7 +201,7 @@ class _Folder:
         self.status = "ok"
 
     def stream(self, wanted: NDArray[np.int64]) -> Iterator[Frame]:
-        av = _import_av()
+        av = import_av()
         for index in wanted.tolist():
             if index >= len(self._files):
                 return
@@ -201,7 +210,7 @@ class _Folder:
                 with av.open(str(file), options={"protocol_whitelist": "file"}) as container:
                     image = _to_rgb(next(container.decode(video=0)))
             except (av.FFmpegError, StopIteration):
-                raise _undecodable("not a picture", file) from None
+                raise undecodable("not a picture", file) from None
             yield Frame(index, (self._first + index) / self.meta.fps, image)
 
 
@@ -228,40 +237,76 @@ def open_video(
     if path.is_dir():
         folder = _Folder(path, folder_fps, start_s, end_s)
         if not folder.n_frames:
-            raise _undecodable("the folder holds no images of that time span", path)
+            raise undecodable("the folder holds no images of that time span", path)
         yield folder
         return
     if not path.is_file():
         raise VideoDecodeError("there is no such file", where=str(path), fix="check the manifest's root")
     if not path.stat().st_size:
-        raise _undecodable("the file is empty", path)
+        raise undecodable("the file is empty", path)
     with DECODERS[decoder](path, start_s, end_s) as video:
         yield video
 
 
-DECODERS: dict[str, Callable[..., AbstractContextManager[Video]]] = {"pyav": open_pyav}
+def _indexed(name: str) -> Decoder:
+    """The decoders of `decode_indexed`, which is loaded when it is needed."""
+
+    def open_indexed(path: Path, start_s: float | None, end_s: float | None) -> AbstractContextManager[Video]:
+        from .decode_indexed import OPENERS
+
+        return OPENERS[name](path, start_s, end_s)
+
+    return open_indexed
+
+
+DECODERS: dict[str, Decoder] = {
+    "pyav": open_pyav,
+    "decord": _indexed("decord"),
+    "torchcodec": _indexed("torchcodec"),
+}
+# distributions whose version decides what these decoders give
+_DISTRIBUTIONS = {"pyav": (), "decord": ("decord2",), "torchcodec": ("torchcodec",)}
 
 
 def decoder_facts(decoder: str) -> dict[str, Any]:
-    """Name and versions of what decodes: part of a store's fingerprint."""
-    av = _import_av()
-    libraries = {name: ".".join(map(str, version)) for name, version in av.library_versions.items()}
-    wanted = ("libavcodec", "libavformat", "libswscale")
-    return {"name": decoder, "pyav": av.__version__, **{name: libraries[name] for name in wanted}}
+    """Name and versions of what decodes: part of a store's fingerprint.
+
+    Raises:
+        MissingDependencyError: the decoder is not installed.
+    """
+    av = import_av()
+    facts = {"name": decoder, "pyav": av.__version__}
+    for library in ("libavcodec", "libavformat", "libswscale"):
+        facts[library] = ".".join(map(str, av.library_versions[library]))
+    for distribution in _DISTRIBUTIONS[decoder]:
+        try:
+            facts[distribution] = version(distribution)
+        except PackageNotFoundError:
+            raise missing_decoder(decoder) from None
+    return facts
 
 
-def _import_av() -> Any:
+def missing_decoder(name: str) -> MissingDependencyError:
+    """The error for a decoder that is not installed."""
+    extra = {"pyav": "extract", "decord": "decord"}.get(name)
+    return MissingDependencyError(
+        f"the decoder {name} is not installed",
+        where="extract.decoder",
+        fix=f"pip install 'dejavid[{extra}]'" if extra else f"pip install {name}",
+    )
+
+
+def import_av() -> Any:
+    """The module `av`, or the error that says how to install it."""
     try:
         import av
     except ImportError:
-        raise MissingDependencyError(
-            "PyAV is not installed", where="extract.decoder", fix="pip install 'dejavid[extract]'"
-        ) from None
+        raise missing_decoder("pyav") from None
     return av
 
 
 def _video_stream(container: Any, path: Path) -> Any:
-    av = _import_av()
+    av = import_av()
     streams = [
         stream
         for stream in container.streams.video
@@ -270,15 +315,15 @@ def _video_stream(container: Any, path: Path) -> Any:
     ]
     if not streams:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise _undecodable(f"no video stream in it, only {kinds}", path)
+        raise undecodable(f"no video stream in it, only {kinds}", path)
     if streams[0].codec_context is None:
-        raise _undecodable("its codec is unknown", path)
+        raise undecodable("its codec is unknown", path)
     return streams[0]
 
 
 def _refuse_format(name: str, path: Path) -> None:
     if _REFUSED_FORMATS & set(name.split(",")):
-        raise _undecodable(f"a {name} file is no video", path)
+        raise undecodable(f"a {name} file is no video", path)
 
 
 def _duration_s(container: Any, stream: Any) -> float:
@@ -298,5 +343,6 @@ def _to_rgb(frame: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
-def _undecodable(what: str, path: Path) -> VideoDecodeError:
+def undecodable(what: str, path: Path) -> VideoDecodeError:
+    """The error for a file that is the problem itself."""
     return VideoDecodeError(what, where=str(path), fix="replace the file, or drop its row from the manifest")

@@ -75,7 +75,8 @@ def load_video(name: str, options: Options) -> ClipEncoder:
     head, model.classifier = model.classifier, nn.Identity()
 
     def embed(model: nn.Module, pixels: Tensor) -> Tensor:
-        return model(**{kind.argument: pixels}).logits.reshape(len(pixels), -1)  # VideoPrism has a token axis
+        features: Tensor = model(**{kind.argument: pixels}).logits
+        return features.reshape(len(pixels), -1)  # VideoPrism has a token axis
 
     return TorchEncoder(
         family=f"hf-{config.model_type}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,11 @@ from dejavid.errors import VideoDecodeError
 from dejavid.extract.decode import open_video
 
 EVERY = np.arange(10_000)
+# What decoders that seek do not get right, and therefore refuse.
+REFUSED = {
+    "decord": {"h264.ts", "h264.avi", "bframes.avi", "bframes.mp4", "vp8.webm", "edited.mp4"},
+    "torchcodec": {"h264.ts", "h264.avi", "bframes.avi", "bframes.mp4", "vp8.webm", "edited.mp4"},
+}
 H264 = {"codec": "libx264", "options": {"bf": "2", "g": "30"}}
 FAST = {"container_options": {"movflags": "+faststart"}}
 VP9 = {"codec": "libvpx-vp9", "options": {"cpu-used": "8", "deadline": "realtime"}}
@@ -58,10 +64,30 @@ def _made(video_dir: Path, name: str) -> Path:
     return path if path.exists() else VIDEOS[name][0](path)
 
 
+def _skip_unless_installed(decoder: str) -> None:
+    try:
+        open_video_module = {"decord": "decord", "torchcodec": "torchcodec.decoders"}.get(decoder, "av")
+        importlib.import_module(open_video_module)
+    except (ImportError, RuntimeError, OSError) as error:
+        pytest.skip(f"{decoder} is optional and cannot be imported: {str(error).splitlines()[0]}")
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord", "torchcodec"])
 @pytest.mark.parametrize("name", VIDEOS)
-def test_frame_k_is_frame_k(video_dir: Path, name: str) -> None:
+def test_frame_k_is_frame_k(video_dir: Path, name: str, decoder: str) -> None:
+    """Every decoder returns the right frames, or refuses."""
+    _skip_unless_installed(decoder)
     _, count, first = VIDEOS[name]
-    with open_video(_made(video_dir, name)) as video:
+    path = _made(video_dir, name)
+    if name in REFUSED.get(decoder, ()):
+        with (
+            pytest.raises(VideoDecodeError, match="not return the right") as caught,
+            open_video(path, decoder),
+        ):
+            pass
+        assert caught.value.fix == "--set extract.decoder=pyav"
+        return
+    with open_video(path, decoder) as video:
         frames = list(video.stream(EVERY))
     assert [frame.number for frame in frames] == list(range(count))
     assert [read_number(frame.image) for frame in frames] == list(range(first, first + count))
@@ -85,22 +111,49 @@ def test_times_are_those_of_presentation(video_dir: Path) -> None:
     np.testing.assert_allclose(times, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["h264.mp4", "h264.ts", "bframes.avi"])
-def test_a_span_of_seconds(video_dir: Path, name: str) -> None:
-    with open_video(_made(video_dir, name), start_s=1.0, end_s=2.0) as video:
+@pytest.mark.parametrize(
+    ("name", "decoder"),
+    [
+        ("h264.mp4", "pyav"),
+        ("h264.ts", "pyav"),
+        ("bframes.avi", "pyav"),
+        ("h264.mp4", "decord"),
+        ("h264.mp4", "torchcodec"),
+    ],
+)
+def test_a_span_of_seconds(video_dir: Path, name: str, decoder: str) -> None:
+    _skip_unless_installed(decoder)
+    with open_video(_made(video_dir, name), decoder, start_s=1.0, end_s=2.0) as video:
         frames = list(video.stream(EVERY))
     assert [read_number(frame.image) for frame in frames] == list(range(25, 50))
     assert [frame.number for frame in frames] == list(range(25))
     assert (video.meta.n_frames, video.n_frames, video.status) == (25, 25, "ok")
 
 
-def test_rotation_is_applied(video_dir: Path) -> None:
+@pytest.mark.parametrize("decoder", ["pyav", "decord", "torchcodec"])
+def test_rotation_is_applied(video_dir: Path, decoder: str) -> None:
+    _skip_unless_installed(decoder)
     path = rotate_header(_made(video_dir, "h264.mp4"), video_dir / "rotated.mp4")
-    with open_video(path) as video:
+    with open_video(path, decoder) as video:
         frames = list(video.stream(EVERY))
     assert frames[0].image.shape == (320, 240, 3)
     # Clockwise: what was at the left is now at the top.
     assert [read_number(np.rot90(frame.image)) for frame in frames] == list(range(75))
+
+
+@pytest.mark.parametrize("decoder", ["decord", "torchcodec"])
+@pytest.mark.parametrize("name", ["faststart.mp4", "vp9.webm"])
+def test_a_cut_file_gives_right_frames_or_an_error(video_dir: Path, name: str, decoder: str) -> None:
+    _skip_unless_installed(decoder)
+    path = cut_file(_made(video_dir, name), video_dir / f"cut-{name}", 0.6)
+    try:
+        with open_video(path, decoder) as video:
+            frames = list(video.stream(EVERY))
+    except VideoDecodeError:
+        return
+    assert video.status == "short"
+    numbers = [read_number(frame.image) for frame in frames[: video.n_frames]]
+    assert numbers == list(range(video.n_frames))
 
 
 @pytest.mark.parametrize("name", ["faststart.mp4", "h264.mkv", "bframes.avi", "vp9.webm"])
