@@ -16,7 +16,7 @@ from dejavid.train.grid import parse_grid, train_grid
 
 CONFIG = parse_config(
     {
-        "centroids": {"length": 3},
+        "centroids": {"length": 3, "position": 0},
         "train": {"epochs": 3, "batch_size": 8, "device": "cpu", "backend": "torch"},
     },
     "test",
@@ -84,7 +84,7 @@ def test_the_grid_is_read_from_strings():
 
 @pytest.mark.parametrize("item", ["lr=1", "extract.hop=1,2", "train.lr", "train.lr=[1"])
 def test_other_strings_are_refused(item):
-    with pytest.raises(ConfigError, match="--grid|SECTION|YAML"):
+    with pytest.raises(ConfigError, match=r"--grid|SECTION|YAML"):
         parse_grid([item])
 
 
