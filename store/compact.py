@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..config import StoreSection
 from ..errors import StoreCorruptError, StoreError
-from .folder import Folder, failpoint
+from .folder import Folder, failpoint, find_folder
 from .index import PartTable, read_commits
 from .integrity import check_part, remove_replaced
 from .layout import STORE_FILE, Commit, Header, crc32c, new_part_name
@@ -49,7 +49,7 @@ def compact(path: Path | str, *, target_bytes: int = _DEFAULTS.flush_bytes) -> C
         StoreCorruptError: a part is damaged; nothing of it is removed.
         StoreLockedError: another repair or compaction is at work.
     """
-    folder = Folder(path)
+    folder = find_folder(path)
     header = read_header(folder)
     with folder.maintenance():
         before = PartTable(folder, header)
@@ -121,10 +121,10 @@ def merge(sources: Sequence[Path | str], into: Path | str) -> MergeReport:
         StoreVersionError: the stores differ in their facts; names the keys.
         StoreCorruptError: a source is damaged.
     """
-    headers = [read_header(Folder(source)) for source in sources]
+    headers = [read_header(find_folder(source)) for source in sources]
     if not headers:
         raise StoreError("no stores to merge", where=str(into), fix="name at least one source")
-    target = Folder(into)
+    target = find_folder(into)
     target.create(STORE_FILE, headers[0].to_bytes())
     header = read_header(target)
     for source, found in zip(sources, headers, strict=True):
@@ -132,7 +132,7 @@ def merge(sources: Sequence[Path | str], into: Path | str) -> MergeReport:
     present = set(target.part_names())
     n_copied = n_present = 0
     for source in sources:
-        folder = Folder(source)
+        folder = find_folder(source)
         for commit in read_commits(folder, header, known={}).values():
             if commit.part in present:
                 n_present += 1

@@ -21,9 +21,9 @@ from .exchange import (
     write_npy,
     write_parquet,
 )
-from .folder import Folder, writing
+from .folder import Folder, find_folder, writing
 from .index import PartTable
-from .labels import LabelRow, read_labels, write_labels
+from .labels import LabelRow, format_labels, read_labels
 from .layout import Header, from_stored, to_stored
 from .official import read_official, write_official
 from .opening import read_header
@@ -60,7 +60,7 @@ class ImportReport:
 
     n_videos: int
     n_present: int
-    manifest: Path | None
+    manifest: str | None
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def convert(
         format: "zarr" or "hdf5"; None keeps it.
         dtype: float16, bfloat16 or float32; None keeps it.
     """
-    source = Folder(path)
+    source = find_folder(path)
     old = read_header(source)
     new = replace(old, format=format or old.format, dtype=dtype or old.dtype)
     if new.dtype != old.dtype:
@@ -157,11 +157,9 @@ def import_features(
             if item.video_id not in store:
                 _append(writer, item)
     store.refresh()
-    manifest = store.path / "manifest.csv" if names else None
-    if manifest is not None:
-        with writing(str(manifest)):
-            write_labels(manifest, names)
-    return ImportReport(len(store), n_present, manifest)
+    if names:
+        find_folder(into).replace("manifest.csv", format_labels(names))
+    return ImportReport(len(store), n_present, f"{into}/manifest.csv" if names else None)
 
 
 def _append(writer: StoreWriter, item: Item) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 import time
 import uuid
@@ -21,6 +22,7 @@ from ..errors import StoreError, StoreLockedError
 from .layout import COMMIT_FILE, PARTS, QUARANTINE, TEMPORARY, Commit
 
 _READ_BYTES = 1 << 20
+_URL = re.compile(r"([a-z][a-z0-9]+):/+(.+)")  # pathlib makes one slash of two
 
 
 def failpoint(name: str) -> None:
@@ -201,6 +203,16 @@ class Folder:
             return sorted(path.name for path in (self.path / name).iterdir())
         except FileNotFoundError:
             return []
+
+
+def find_folder(path: Path | str) -> Folder:
+    """The files of the store at a path, or at a URL such as s3://bucket/folder."""
+    url = _URL.fullmatch(str(path))
+    if url is None:
+        return Folder(path)
+    from .remote import ObjectFolder  # needs an optional package
+
+    return ObjectFolder(f"{url[1]}://{url[2]}")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
-from .folder import Folder
+from .folder import Folder, find_folder
 from .index import PartTable, read_commit, remembered_ids
 from .labels import read_labels
 from .layout import COMMIT_FILE, FAILED, PARTS, Commit, Header, crc32c
@@ -129,7 +129,7 @@ class RepairReport:
 
 def info(path: Path | str) -> StoreInfo:
     """Summarises a store from its commit records, without reading features."""
-    folder = Folder(path)
+    folder = find_folder(path)
     return _info(folder, read_header(folder))
 
 
@@ -155,7 +155,7 @@ def status(path: Path | str, labels: Path | str) -> StoreStatus:
         path: the store.
         labels: the manifest, CSV or Parquet with video_id, label and split.
     """
-    folder = Folder(path)
+    folder = find_folder(path)
     header = read_header(folder)
     table = PartTable(folder, header)
     rows = read_labels(labels)
@@ -219,7 +219,7 @@ def verify(path: Path | str, *, workers: int = 4) -> VerifyReport:
     Raises:
         StoreError: STORE.json is damaged, or a file cannot be read for a reason that is no damage.
     """
-    folder = Folder(path)
+    folder = find_folder(path)
     header = read_header(folder)
     with ThreadPoolExecutor(workers) as pool:
         results = list(pool.map(lambda part: check_part(folder, part, header), folder.part_names()))
@@ -298,7 +298,7 @@ def repair(path: Path | str, *, stale_s: float = STALE_S, workers: int = 4) -> R
         StoreLockedError: another repair or compaction is at work.
         StoreError: STORE.json is damaged, or the store cannot be written.
     """
-    folder = Folder(path)
+    folder = find_folder(path)
     header = read_header(folder)
     with folder.maintenance():
         report = verify(path, workers=workers)

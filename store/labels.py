@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,12 +64,13 @@ def read_labels(path: Path | str) -> dict[str, LabelRow]:
     return rows
 
 
-def write_labels(path: Path | str, rows: dict[str, LabelRow]) -> None:
-    """Writes a CSV that `read_labels` reads back."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["video_id", "label", "split"])
-        writer.writerows([video_id, row.label, row.split] for video_id, row in rows.items())
+def format_labels(rows: Mapping[str, LabelRow]) -> bytes:
+    """The CSV that `read_labels` reads back."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["video_id", "label", "split"])
+    writer.writerows([video_id, row.label, row.split] for video_id, row in rows.items())
+    return text.getvalue().encode()
 
 
 def _text(value: Any) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from ..config import StoreSection
 from ..errors import ConfigError, StoreError
-from .folder import Folder
+from .folder import Folder, find_folder
 from .formats import ENCODERS
 from .index import PartTable
 from .labels import LabelRow, read_labels
@@ -319,7 +319,7 @@ def open_store(path: Path | str, *, labels: Path | str | None = None, check: Che
     Raises:
         StoreError: there is no store, or it is damaged or of another version; ManifestError: the labels are.
     """
-    folder = Folder(path)
+    folder = find_folder(path)
     return Store(folder, read_header(folder), labels=labels, check=check)
 
 
@@ -366,7 +366,7 @@ def create_store(
             fix="use text, numbers, lists and dicts",
         ) from None
     wanted = Header(format, dtype, feature_dim, names, facts)
-    folder = Folder(path)
+    folder = find_folder(path)
     if not folder.has(STORE_FILE):
         folder.create(
             STORE_FILE, wanted.to_bytes()
