@@ -92,12 +92,28 @@ def train(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    parity: Annotated[
+        bool,
+        typer.Option("--parity", help="Centroids and training as in the published code; --set still wins."),
+    ] = False,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SECTION.KEY=V,V",
+            help="Train a head per combination of these values; rank them on a held-out part of the split.",
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Stage two: DBA centroids (cached), then the head, from the store alone."""
-    from .pipeline import head_stages
+    from .pipeline import grid_stage, head_stages
+    from .train.presets import PARITY
 
-    for report in head_stages(_load(config_file, overrides), resume=resume, progress=not quiet):
+    config = _load(config_file, [*(PARITY if parity else ()), *(overrides or ())])
+    if grid:
+        _echo(grid_stage(config, grid, progress=not quiet))
+        return
+    for report in head_stages(config, resume=resume, progress=not quiet):
         _echo(report)
 
 

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import Config, differing_keys, dump_config, fingerprint
+from .config import Config, dump_config, fingerprint
 from .errors import ManifestError, StoreVersionError
+from .stages import StageRecord, StageReport, write_json
 from .train.files import write_atomically
 
 if TYPE_CHECKING:
@@ -34,71 +35,6 @@ Say = Callable[[str], None]
 TRAIN_SPLIT = "train"
 CENTROIDS_FILE = "centroids.safetensors"
 EXTRACT_FILE = "extract.json"
-
-
-@dataclass(frozen=True)
-class StageReport:
-    """What a stage did.
-
-    Attributes:
-        name: of the stage.
-        skipped: whether its result was there already.
-        summary: one line for a person.
-        paths: files and folders that hold the result.
-        data: the result itself, as JSON types.
-    """
-
-    name: str
-    skipped: bool
-    summary: str
-    paths: tuple[Path, ...]
-    data: Mapping[str, Any]
-
-
-class StageRecord:
-    """The record that lets a later run skip a finished stage."""
-
-    def __init__(self, run_dir: Path, name: str) -> None:
-        self.path = run_dir / "stages" / f"{name}.json"
-
-    def stale(self, facts: Mapping[str, Any]) -> str | None:
-        """Why the stage has to run; None when its facts and its files agree with the record."""
-        try:
-            record = json.loads(self.path.read_text(encoding="utf-8"))
-            recorded, outputs = record["facts"], record["outputs"]
-        except FileNotFoundError:
-            return "not run yet"
-        except (ValueError, KeyError, TypeError):
-            return f"{self.path} is damaged"
-        if fingerprint(recorded) != fingerprint(facts):
-            return "; ".join(differing_keys(recorded, json.loads(json.dumps(facts)))[:3])
-        for name, digest in outputs.items():
-            if not Path(name).is_file() or _digest(Path(name)) != digest:
-                return f"{name} is missing or was changed"
-        return None
-
-    def data(self) -> dict[str, Any]:
-        return dict(json.loads(self.path.read_text(encoding="utf-8"))["data"])
-
-    def write(self, facts: Mapping[str, Any], outputs: list[Path], data: Mapping[str, Any]) -> None:
-        record = {
-            "facts": facts,
-            "outputs": {str(path): _digest(path) for path in outputs},
-            "data": data,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
-        write_json(self.path, record)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Writes JSON; a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(data, indent=2).encode())
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manifest_stage(config: Config) -> StageReport:
@@ -271,6 +207,39 @@ def train_stage(config: Config, world: World, *, resume: bool = False, progress:
     return StageReport("train", False, summary + (f"; {moved}" if moved else ""), (folder,), data)
 
 
+def grid_stage(config: Config, items: Sequence[str], *, progress: bool = True) -> StageReport:
+    """A head per combination of some keys, on the training split alone; writes <run.dir>/grid."""
+    import torch
+
+    from .train.data import device_of, load_samples
+    from .train.grid import parse_grid, train_grid
+
+    grid = parse_grid(items)
+    store = _open(config)
+    videos = _training_videos(config, store)
+    samples = load_samples(
+        store,
+        videos.ids,
+        torch.from_numpy(videos.targets),
+        device=device_of(config.train.device),
+        data=config.train.data,
+    )
+    folder = config.run.dir / "grid"
+    points = train_grid(
+        samples,
+        videos.class_names,
+        grid,
+        config=config,
+        out_dir=folder,
+        fingerprints={"extract_fp": store.fingerprint, "videos": fingerprint({"ids": videos.ids})},
+        progress=progress,
+    )
+    best = points[0]
+    changes = ", ".join(f"{key}={value}" for key, value in best.changes.items())
+    summary = f"best of {len(points)}: {changes}, {100 * best.val_accuracy:.1f} % of the held-out videos"
+    return StageReport("grid", False, summary, (folder / "grid.csv",), {"points": len(points)})
+
+
 def evaluate_stage(config: Config, *, progress: bool = False) -> StageReport:
     """The head and the baselines on the videos of `evaluate.split`; writes results.json and its tables."""
     from .evaluate.baselines import ALL, HEAD, chosen_methods
@@ -279,6 +248,16 @@ def evaluate_stage(config: Config, *, progress: bool = False) -> StageReport:
     section = config.evaluate
     names = chosen_methods(section.baselines, ablation=section.ablation)
     task = evaluation_task(config, progress=progress)
+    facts = {
+        "head": file_digest(config.head_path / "head.safetensors"),
+        "centroids": file_digest(config.run.dir / CENTROIDS_FILE),
+        "extract_fp": task.store.fingerprint,
+        "videos": fingerprint(
+            {"train": task.train_ids, "targets": task.train_targets.tolist(), "scored": asdict(task.split)}
+        ),
+        "evaluate": dump_config(config)["evaluate"],
+    }
+    record = StageRecord(config.run.dir, "evaluate")
     evaluation = evaluate(task, names, missing=section.missing, optional=ALL in section.baselines)
     paths = write_evaluation(evaluation, config.run.dir, {"fingerprints": task.head.fingerprints})
     best = evaluation.summaries[HEAD]

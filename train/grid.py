@@ -80,6 +80,7 @@ def train_grid(
     *,
     config: Config,
     out_dir: Path,
+    fingerprints: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> list[GridPoint]:
     """Trains one head per combination and ranks them on a held-out part of the training split.
@@ -93,80 +94,86 @@ def train_grid(
         class_names: C names.
         grid: section.key -> values.
         config: everything else.
+        fingerprints: of what the samples are; a combination trained on others is an error.
 
     Raises:
         ConfigError: a key or value that is wrong, before anything is trained.
     """
     configs = [(changes, _with(config, changes)) for changes in _combinations(grid)]
     kept, held = hold_out(samples.labels, config.train.holdout or _HOLDOUT, config.run.seed)
-    train, val = samples.subset(kept), samples.subset(held)
-    shared: dict[str, Centroids] = {}
+    trainer = _Trainer(
+        samples.subset(kept), samples.subset(held), tuple(class_names), dict(fingerprints or {})
+    )
     points = []
     for number, (changes, point) in enumerate(configs, 1):
         if progress:
             shown = ", ".join(f"{key}={value}" for key, value in changes.items())
             print(f"head {number}/{len(configs)}: {shown}", file=sys.stderr)
-        points.append(_train_point(train, val, class_names, changes, point, shared, out_dir, progress))
+        points.append(trainer.train(changes, point, out_dir, progress))
     points.sort(key=lambda point: (-point.val_correct, point.val_loss))
     _write_table(points, out_dir)
     return points
 
 
-def _train_point(
-    train: Samples,
-    val: Samples,
-    class_names: Sequence[str],
-    changes: dict[str, Any],
-    config: Config,
-    shared: dict[str, Centroids],
-    out_dir: Path,
-    progress: bool,
-) -> GridPoint:
-    facts = [dump_config(config)["centroids"], config.train.step_pattern, config.run.seed]
-    key = json.dumps(facts)
-    if key not in shared:
-        shared[key] = _centroids(train, class_names, config)
-    head = shared[key].head(step_pattern=config.train.step_pattern, logits=config.train.logits)
-    folder = out_dir / fingerprint(changes)[:12]
-    report = train_head(
-        head,
-        train,
-        val,
-        options=config.train,
-        seed=config.run.seed,
-        out_dir=folder,
-        resume=(folder / FILE).exists(),
-        progress=progress,
-    )
-    if report.kept_epoch is None:
-        raise ConfigError("nothing was trained", where="train.epochs", fix="train for at least one epoch")
-    record = report.history[report.kept_epoch]
-    return GridPoint(
-        changes,
-        folder,
-        report.kept_epoch,
-        record["val_accuracy"],
-        record["val_loss"],
-        record["val_correct"],
-        record["train_accuracy"],
-    )
+class _Trainer:
+    """What the combinations share: the samples, and centroids that they agree on."""
 
+    def __init__(
+        self, train: Samples, val: Samples, class_names: tuple[str, ...], fingerprints: dict[str, str]
+    ) -> None:
+        self._train, self._val, self._class_names = train, val, class_names
+        self._fingerprints = fingerprints
+        self._centroids: dict[str, Centroids] = {}
 
-def _centroids(train: Samples, class_names: Sequence[str], config: Config) -> Centroids:
-    section, seed, labels = config.centroids, config.run.seed, train.labels
-    kept = reservoir(labels.tolist(), section.max_per_class, seed)
-    chosen = labels.new_tensor([position for positions in kept.values() for position in positions])
-    values, offsets = train.take(chosen)
-    return fit_centroids(
-        values,
-        offsets,
-        labels[chosen].tolist(),
-        class_names=class_names,
-        step_pattern=config.train.step_pattern,
-        seed=seed,
-        backend=config.train.backend,
-        **section.model_dump(),
-    )
+    def train(self, changes: dict[str, Any], config: Config, out_dir: Path, progress: bool) -> GridPoint:
+        options, seed = config.train, config.run.seed
+        plain = dump_config(config)
+        centroid_facts = {"centroids": plain["centroids"], "step_pattern": options.step_pattern, "seed": seed}
+        facts = {"train": plain["train"], **centroid_facts, **self._fingerprints}
+        key = fingerprint(centroid_facts)
+        if key not in self._centroids:
+            self._centroids[key] = self._fit(config)
+        head = self._centroids[key].head(step_pattern=options.step_pattern, logits=options.logits)
+        head.fingerprints = {**self._fingerprints, "head_fp": fingerprint(facts)}
+        folder = out_dir / fingerprint(facts)[:12]
+        report = train_head(
+            head,
+            self._train,
+            self._val,
+            options=options,
+            seed=seed,
+            out_dir=folder,
+            resume=(folder / FILE).exists(),
+            progress=progress,
+        )
+        if report.kept_epoch is None:
+            raise ConfigError("nothing was trained", where="train.epochs", fix="train for at least one epoch")
+        record = report.history[report.kept_epoch]
+        return GridPoint(
+            changes,
+            folder,
+            report.kept_epoch,
+            record["val_accuracy"],
+            record["val_loss"],
+            record["val_correct"],
+            record["train_accuracy"],
+        )
+
+    def _fit(self, config: Config) -> Centroids:
+        section, seed, labels = config.centroids, config.run.seed, self._train.labels
+        kept = reservoir(labels.tolist(), section.max_per_class, seed)
+        chosen = labels.new_tensor([position for positions in kept.values() for position in positions])
+        values, offsets = self._train.take(chosen)
+        return fit_centroids(
+            values,
+            offsets,
+            labels[chosen].tolist(),
+            class_names=self._class_names,
+            step_pattern=config.train.step_pattern,
+            seed=seed,
+            backend=config.train.backend,
+            **section.model_dump(),
+        )
 
 
 def _combinations(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

@@ -63,6 +63,15 @@ def test_finished_points_are_not_trained_again(samples, tmp_path, monkeypatch):
     assert train_grid(samples, NAMES, grid, config=CONFIG, out_dir=tmp_path) == first
 
 
+def test_another_base_configuration_trains_beside_the_first(samples, tmp_path):
+    grid = {"train.lr": [0.05]}
+    (first,) = train_grid(samples, NAMES, grid, config=CONFIG, out_dir=tmp_path)
+    other = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"epochs": 2})})
+    (second,) = train_grid(samples, NAMES, grid, config=other, out_dir=tmp_path)
+    assert first.folder != second.folder
+    assert (first.folder / "head.json").exists()
+
+
 def test_features_and_step_patterns_are_keys_too(samples, tmp_path):
     grid = {"centroids.features": ["all", "0:2"], "train.step_pattern": ["no_diagonal", "classic"]}
     points = train_grid(samples, NAMES, grid, config=CONFIG, out_dir=tmp_path)
