@@ -1,21 +1,22 @@
 """The CPU backend: numba loops over packed operands, shared out to threads of our own.
 
-Work is cut into tasks, one chunk of samples times one block of classes each, which threads take from a queue: a
-thread that loses its core for a while simply takes fewer. No two tasks write to one place. The threads are plain
-Python threads (compiled loops run without the GIL), as many as `torch.get_num_threads()`. They sleep when idle;
-numba's OpenMP layer would leave a second set of threads spinning against those of torch, and its
-workqueue layer aborts the process when two threads of the user call it at once.
+Work is cut into tasks, one block of classes each, which threads take from a queue: a thread that loses its
+core for a while takes fewer. No two tasks write to one place. The threads are plain Python threads
+(compiled loops run without the GIL), as many as `torch.get_num_threads()`, and they sleep when idle.
+numba's OpenMP layer would leave a second set of threads spinning against those of torch, and its workqueue
+layer aborts the process when two threads of the user call it at once.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +27,7 @@ from . import cpu_loops
 from .cpu_isa import BLOCK, CLASSES, HAS_VECTOR_CODE, LANES, ROWS, TILE_COLUMNS, VECTORS, Floats, Ints, Longs
 from .inputs import Samples
 
-if HAS_VECTOR_CODE:
-    from . import cpu_vector as loops
-else:
-    from . import cpu_plain as loops
+loops: Any = importlib.import_module(".cpu_vector" if HAS_VECTOR_CODE else ".cpu_plain", __package__)
 
 _SEARCH_COLUMNS = 256  # of a chunk: its packed features of one block stay in the second-level cache
 _PATH_COLUMNS = 1024  # likewise for one feature tile
@@ -86,19 +84,18 @@ class CpuKernels:
                     local = cost[: n_columns * n_rows].reshape(n_columns, n_rows)
                     loops.local_costs(params, x, n_vectors, local)
                     part = len(c[block]), chunk.last - chunk.first
-                    found = np.empty(part, np.float32), *(np.empty((*part, length), np.int32) for _ in "lh")
+                    found: Any = np.empty(part, np.float32), *np.empty((2, *part, length), np.int32)
                     offsets = self._offsets[chunk.first : chunk.last + 1] - chunk.start
                     cpu_loops.align(local, offsets, length, step_pattern == "classic", table, moves, *found)
                     for target, source in zip((distances, lo, hi), found, strict=True):
                         target[block, chunk.first : chunk.last] = source
 
         _share_out(align_blocks, len(blocks), self._values.size * n_classes * length)
-        return torch.from_numpy(distances).T.contiguous(), *(
-            torch.from_numpy(x).transpose(0, 1) for x in (lo, hi)
-        )
+        paths = (torch.from_numpy(x).transpose(0, 1) for x in (lo, hi))
+        return torch.from_numpy(distances).T.contiguous(), next(paths), next(paths)
 
     def path_cost(self, centroids: Tensor, log_weights: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        n_samples, n_classes, length = lo.shape
+        n_samples, n_classes = lo.shape[:2]
         batch, blocks = self._path_batch(), _blocks(n_classes, _PATH_CLASSES)
         c, w, low, high = centroids.numpy(), log_weights.numpy(), _by_class(lo), _by_class(hi)
         distances = np.empty((n_classes, n_samples), np.float32)
@@ -143,7 +140,7 @@ class CpuKernels:
         return torch.from_numpy(grad_c), torch.from_numpy(grad_l)
 
     def _path_batch(self) -> list[tuple[Floats, slice, Longs]]:
-        """Per chunk: its values in feature tiles, its samples, and the first column of each within the chunk."""
+        """Per chunk: values in feature tiles, which samples, and their first columns within the chunk."""
         if self._for_paths is None:
             chunks = _chunks(self._offsets, _PATH_COLUMNS)
             tiles = _n_tiles(self._values)
@@ -173,7 +170,7 @@ class CpuKernels:
 
 
 def _path_params(centroids: Floats, log_weights: Floats) -> tuple[Floats, Floats]:
-    """Centroids and weights of a block of classes, (classes, Tc, F), as (feature tiles, classes, Tc, features)."""
+    """Centroids and weights of a block, (classes, Tc, F), as (feature tiles, classes, Tc, features)."""
     tiles = _n_tiles(centroids)
     shape = tiles, *centroids.shape[:2], VECTORS * LANES
     packed = _buffer("packed centroids", *shape), _buffer("packed weights", *shape)
@@ -193,7 +190,7 @@ def _cells(lo: Ints, hi: Ints, offsets: Longs) -> tuple[Ints, Ints, Ints]:
 
 
 def _n_tiles(values: Floats) -> int:
-    return -(-values.shape[-1] // (VECTORS * LANES))
+    return -(-int(values.shape[-1]) // (VECTORS * LANES))
 
 
 def _by_class(path: Tensor) -> Ints:
@@ -214,7 +211,7 @@ def _chunks(offsets: Longs, n_columns: int) -> list[_Chunk]:
 
 
 def _blocks(n_classes: int, most: int) -> list[tuple[int, int]]:
-    """Cuts the classes into blocks of nearly equal size, at most `most`, and at least two for every thread."""
+    """Cuts the classes into nearly equal blocks of at most `most`, and at least two for every thread."""
     size = max(1, min(most, -(-n_classes // (2 * torch.get_num_threads()))))
     n_blocks = -(-n_classes // size)
     return list(pairwise(n_classes * i // n_blocks for i in range(n_blocks + 1)))
@@ -238,7 +235,7 @@ def _buffer(name: str, *shape: int) -> Floats:
 
 
 def _share_out(worker: Callable[[Iterator[int]], None], n_tasks: int, work: int) -> None:
-    """Runs `worker` on this thread and on helpers; each gets an iterator over one common queue of task numbers."""
+    """Runs `worker` on this thread and on helpers, each with an iterator over one queue of task numbers."""
     queue = deque(range(n_tasks))
     n_threads = 1 if work < _SERIAL else min(torch.get_num_threads(), n_tasks)
     helpers = [_pool(os.getpid(), n_threads).submit(worker, _take(queue)) for _ in range(n_threads - 1)]

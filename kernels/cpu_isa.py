@@ -45,7 +45,7 @@ BLOCK = 512 // LANES  # feature vectors of a block: a tile's operands then fit t
 
 
 def compiled(function: _Function) -> _Function:
-    """Compiles at the first call, without the GIL; machine code is kept on disk where a folder is writable."""
+    """Compiles at the first call, without the GIL; machine code is kept on disk where that is writable."""
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return cast(_Function, njit(cache=True, **options)(function))

@@ -1,7 +1,7 @@
 """The rest of the CPU backend's compiled loops: packing, the DP with its traceback, lists of path cells.
 
-Indices are unsigned where the compiler must see plain vector loops: for signed ones numba adds a check for negative
-values, which turns vector loads into gathers.
+Indices are unsigned where the compiler must see plain vector loops: for signed ones numba adds a check for
+negative values, which turns vector loads into gathers.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ def _trace_back(moves: Bytes, k: int, n_columns: int, lo: Ints, hi: Ints) -> Non
 def list_cells(lo: Ints, hi: Ints, offsets: Longs, cells: Ints, owners: Ints, starts: Ints) -> None:
     """Lists the cells of the paths of a chunk of samples and a block of classes, by centroid step.
 
-    Within a step come the first cells of all samples, then their second ones, ...: neighbours in the list then
-    add to different sums and need not wait for each other.
+    Within a step come the first cells of all samples, then their second ones, ...: neighbours in the list
+    then add to different sums and need not wait for each other.
 
     Args:
         lo: (classes, samples, Tc) first row of the sample.

@@ -6,8 +6,8 @@ Packed layouts, in float32 (L = LANES; a vector is L neighbouring features, zero
     values for the search     [feature block][column tile][vector][column of tile][L]
     values for a path         [feature tile][column][vector of tile][L]
 
-A row is one step of one centroid, a column one step of one sample. A feature block is BLOCK vectors (the last one
-shorter), a feature tile VECTORS vectors.
+A row is one step of one centroid, a column one step of one sample. A feature block is BLOCK vectors (the last
+one shorter), a feature tile VECTORS vectors.
 """
 
 from __future__ import annotations

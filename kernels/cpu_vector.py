@@ -1,11 +1,12 @@
 """The three hot loops of the CPU backend, as explicit vectors: LLVM IR emitted through numba intrinsics.
 
-A compiler vectorises these loops well enough only when it also keeps a tile of sums in registers, which it does not
-do by itself. Here every register is spelled out; LLVM only assigns them. What each loop computes is written
-plainly in `cpu_plain.py`, function by function. Intrinsics and the loops that call them share this file because
-numba's disk cache follows changes of one file only.
+A compiler makes these loops fast only when it also keeps a tile of sums in registers, which it does not do
+by itself. Here every register is spelled out; LLVM only assigns them. What each loop computes is written
+plainly in `cpu_plain.py`, function by function. Intrinsics and the loops that call them share this file
+because numba's disk cache follows changes of one file only.
 
-|c - x| costs three instructions per element (subtract, clear the sign, multiply-add): that, not memory, is the limit.
+Weighted |c - x| costs three instructions (subtract, clear the sign, multiply-add); they, not memory, are
+the limit.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VECTOR, _VECTOR_I32 = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 _BYTES = 4 * LANES  # of one vector
 _ZERO = ir.Constant(_VECTOR, [ir.Constant(_F32, 0.0)] * LANES)
+_inlined: Any = intrinsic
 _AHEAD = 8  # cells that the path loops prefetch ahead
 
 
@@ -85,7 +87,8 @@ class _Emitter:
         width, order = LANES, [[i] for i in range(LANES)]
         while len(vectors) > 1:
             half = len(vectors) // 2
-            first, second = [], []
+            first: list[int] = []
+            second: list[int] = []
             for start in range(0, LANES, width):
                 for source in (start, LANES + start):
                     first += range(source, source + width // 2)
@@ -126,12 +129,12 @@ def _signature(n_arguments: int) -> Any:
     return types.void(*[types.intp] * n_arguments)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_inlined
 def _tile(_context, params, values, n_vectors, out, stride, add):  # type: ignore[no-untyped-def]
     """ROWS x TILE_COLUMNS local costs over `n_vectors` feature vectors.
 
-    params: packed [vector][row](centroid, weight); values: packed [vector][column]; out: float32 whose rows lie
-    side by side and whose columns lie `stride` bytes apart; add: 0 overwrites, 1 adds.
+    params: packed [vector][row](centroid, weight); values: packed [vector][column]; out: float32 whose rows
+    lie side by side and whose columns lie `stride` bytes apart; add: 0 overwrites, else adds.
     """
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -165,7 +168,7 @@ def _tile(_context, params, values, n_vectors, out, stride, add):  # type: ignor
     return _signature(6), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_inlined
 def _row_costs(_context, values, cells, owners, n_cells, centroid, weight, sums):  # type: ignore[no-untyped-def]
     """Adds the cost of every cell of one centroid row, over one feature tile, to the sums of its owner.
 
@@ -197,11 +200,11 @@ def _row_costs(_context, values, cells, owners, n_cells, centroid, weight, sums)
     return _signature(7), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_inlined
 def _row_gradients(_context, values, cells, owners, n_cells, centroid, grads, slopes, areas):  # type: ignore[no-untyped-def]
     """Over the cells of one centroid row and one feature tile: `sum g * sign` and `sum g * |x - c|`.
 
-    grads: float32 g of every sample; sign is that of x - c, +1 at 0; slopes, areas: VECTORS vectors, overwritten.
+    grads: float32 g of every sample; sign is that of x - c, +1 at 0; slopes, areas: VECTORS vectors out.
     """
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -233,7 +236,7 @@ def _row_gradients(_context, values, cells, owners, n_cells, centroid, grads, sl
     return _signature(8), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_inlined
 def _sum_lanes(_context, vectors, out, n_groups):  # type: ignore[no-untyped-def]
     """`out[i] += sum of the lanes of vectors[i]`, in `n_groups` groups of LANES."""
 

@@ -41,15 +41,16 @@ class Kernels(Protocol):
         """Gradients of `(distances * grad).sum()` in centroids and log-weights, paths held fixed."""
 
 
-# Module and class of each backend, imported on first use: importing this package imports no numba or cupy.
+# Module and constructor of each backend, imported on first use: this package alone imports no numba or cupy.
 _BACKENDS = {
     "reference": ("reference", "ReferenceKernels"),
     "torch": ("torch_ops", "TorchKernels"),
     "cpu": ("cpu", "CpuKernels"),
     "cuda": ("cuda", "CudaKernels"),
+    "cuda_half": ("cuda", "half_search_kernels"),
 }
-_NEEDS = {"cpu": "numba", "cuda": "cupy"}
-_EXTRA = {"cpu": "pip install numba", "cuda": "pip install 'dejavid[gpu]'"}
+_FLOAT32_ON = {"cpu": "cpu", "cuda": "cuda", "cuda_half": "cuda"}  # device type of the backends bound to one
+_INSTALL = {"cpu": "pip install numba", "cuda": "pip install 'dejavid[gpu]'"}
 
 
 def weighted_dtw(
@@ -77,7 +78,8 @@ def weighted_dtw(
         path_centroids: (C, Tc, F), together with `path_log_weights`; never differentiated.
         path_log_weights: (C, Tc, F).
         step_pattern: "no_diagonal" (moves (t-1, s) and (t, s-1)) or "classic" (also (t-1, s-1)).
-        backend: "auto", "reference", "torch", "cpu" or "cuda". "cpu" and "cuda" compute in float32.
+        backend: "auto", "reference", "torch", "cpu", "cuda" or "cuda_half". The latter three compute in
+            float32; "cuda_half" finds paths in half precision and costs them in float32.
 
     Returns:
         (N, C) distances in the dtype of the centroids (float32 for half types), on the samples' device,
@@ -207,33 +209,35 @@ def grouped_warping_path(
 
 def available_backends() -> dict[str, str]:
     """Whether each backend is usable here, and why: name -> "usable: ..." or "not usable: ..."."""
+    cuda = "usable: CuPy" if find_spec("cupy") else "not usable: cupy is not installed"
+    if not torch.cuda.is_available():
+        cuda = "not usable: torch sees no CUDA device"
     return {
         "reference": "usable: NumPy float64, slow, the definition",
         "torch": "usable: any torch device and dtype",
         "cpu": "usable: numba" if find_spec("numba") else "not usable: numba is not installed",
-        "cuda": "not usable: not built yet",
+        "cuda": cuda,
+        "cuda_half": cuda + ", path search in half precision" if cuda.startswith("usable") else cuda,
     }
 
 
 def _open(backend: str, samples: Samples, centroids: Tensor) -> Kernels:
     name = _choose(samples.values.device.type, centroids.dtype) if backend == "auto" else backend
     _check_usable(name, samples, centroids)
-    module, kind = _BACKENDS[name]
-    return cast(Kernels, getattr(importlib.import_module(f".{module}", __package__), kind)(samples))
+    module, constructor = _BACKENDS[name]
+    return cast(Kernels, getattr(importlib.import_module(f".{module}", __package__), constructor)(samples))
 
 
 @cache
 def _choose(device: str, dtype: torch.dtype) -> str:
     """The backend for a device and dtype; cached, so that each choice is logged once."""
     state = available_backends()
-    fast = {"cpu": "cpu", "cuda": "cuda"}.get(device)
-    if fast is None or dtype == torch.float64:
-        name, why = "torch", f"tensors are {dtype} on {device}"
-    elif state[fast].startswith("usable"):
-        name, why = fast, state[fast]
+    if device not in ("cpu", "cuda") or dtype == torch.float64:
+        name, why, level = "torch", f"tensors are {dtype} on {device}", logging.INFO
+    elif state[device].startswith("usable"):
+        name, why, level = device, state[device], logging.INFO
     else:
-        name, why = "torch", f"{fast} is {state[fast]}"
-    level = logging.INFO if name == fast or dtype == torch.float64 else logging.WARNING
+        name, why, level = "torch", f"backend {device!r} is {state[device]}", logging.WARNING
     _LOG.log(level, "weighted DTW runs on backend %r (%s)", name, why)
     return name
 
@@ -243,24 +247,25 @@ def _check_usable(name: str, samples: Samples, centroids: Tensor) -> None:
         raise ConfigError(
             f"unknown backend {name!r}", where="argument backend", fix=f"one of auto, {', '.join(_BACKENDS)}"
         )
-    state = available_backends()[name]
+    state, device = available_backends()[name], _FLOAT32_ON.get(name)
     if not state.startswith("usable"):
         raise MissingDependencyError(
-            f"backend {name!r} is {state}", where="argument backend", fix=f"{_EXTRA[name]}, or backend='auto'"
+            f"backend {name!r} is {state}",
+            where="argument backend",
+            fix=f"{_INSTALL[str(device)]}, or backend='auto'",
         )
-    if name in ("cpu", "cuda"):
-        if samples.values.device.type != name:
-            raise ConfigError(
-                f"backend {name!r} got tensors on {samples.values.device}",
-                where="argument backend",
-                fix=f"move them with .to({name!r}), or use backend='auto'",
-            )
-        if centroids.dtype != torch.float32:
-            raise ConfigError(
-                f"backend {name!r} computes in float32, centroids are {centroids.dtype}",
-                where="argument centroids",
-                fix="pass float32 parameters, or use backend='torch'",
-            )
+    if device and samples.values.device.type != device:
+        raise ConfigError(
+            f"backend {name!r} got tensors on {samples.values.device}",
+            where="argument backend",
+            fix=f"move them with .to({device!r}), or use backend='auto'",
+        )
+    if device and centroids.dtype != torch.float32:
+        raise ConfigError(
+            f"backend {name!r} computes in float32, centroids are {centroids.dtype}",
+            where="argument centroids",
+            fix="pass float32 parameters, or use backend='torch'",
+        )
 
 
 def _search(

@@ -1,12 +1,21 @@
-"""Random batches for the tests of the kernels."""
+"""Random batches, and the CUDA kernels on the CPU, for the tests of the kernels."""
 
 from __future__ import annotations
 
+import ctypes
+import itertools
+import shutil
+import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from dejavid.kernels import cuda, dispatch
+
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -43,3 +52,52 @@ def make_case():
         )
 
     return make
+
+
+class StandIn:
+    """Launches the kernels of weighted_dtw.cu on the CPU; every launch runs its threads in another order."""
+
+    n_processors = 4
+
+    def __init__(self, library: Path) -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._seeds = itertools.count()
+
+    def __call__(self, kernel, grid, n_shared_bytes, *arguments):
+        assert all(x.is_contiguous() for x in arguments if isinstance(x, torch.Tensor))
+        plain = [x.data_ptr() if isinstance(x, torch.Tensor) else x for x in arguments]
+        run = getattr(self._library, f"run_{kernel}")
+        packed = (ctypes.c_int64 * len(plain))(*plain)
+        run((ctypes.c_int * 3)(*grid), n_shared_bytes, next(self._seeds), packed)
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    """The CUDA source compiled with g++ through cuda_on_cpu.h."""
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed: the CUDA source cannot run on the CPU")
+    library = tmp_path_factory.mktemp("cuda") / "weighted_dtw.so"
+    flags = [
+        "-std=c++20",
+        "-O2",
+        "-shared",
+        "-fPIC",
+        "-DHALF_SEARCH",
+        "-fno-strict-aliasing",
+        "-Wno-unknown-pragmas",
+    ]
+    folders = [f"-I{HERE}", f"-I{cuda.SOURCE.parent}"]
+    source = HERE / "weighted_dtw_on_cpu.cpp"
+    subprocess.run(["g++", *flags, *folders, "-o", str(library), str(source)], check=True)
+    return StandIn(library)
+
+
+@pytest.fixture(params=["torch", "cpu", "cuda"])
+def backend(request, monkeypatch):
+    """Backends that compute in float32. "cuda" runs on the CPU, through the stand-in."""
+    if request.param == "cuda":
+        launch = request.getfixturevalue("stand_in")
+        monkeypatch.setattr(
+            dispatch, "_open", lambda _backend, samples, _c: cuda.CudaKernels(samples, launch)
+        )
+    return request.param
