@@ -58,7 +58,7 @@ _debug = False
 
 @app.command()
 def run(config_file: ConfigFile = None, overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """All stages: manifest, extract, centroids, train, evaluate. Finished ones are skipped."""
+    """All stages: manifest, extract, centroids, train, evaluate, report. Finished ones are skipped."""
     from .pipeline import run_pipeline
 
     _print_results(run_pipeline(_load(config_file, overrides), progress=not quiet, say=typer.echo))
@@ -322,7 +322,7 @@ def _print_results(reports: list[StageReport]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    methods: dict[str, Any] = reports[-1].data["methods"]
+    methods: dict[str, Any] = next(r.data["methods"] for r in reports if r.name == "evaluate")
     table = Table("method", "top-1", "top-5", "scored / split", box=None, header_style="bold")
     for name, row in methods.items():
         counts = f"{row['n_scored']} / {row['n_split']}"

@@ -1,4 +1,4 @@
-"""The stages of `pipeline.yaml`, chained: manifest -> extract -> centroids -> train -> evaluate.
+"""The stages of `pipeline.yaml`, chained: manifest, extract, centroids, train, evaluate, report.
 
 Each stage is a function of the configuration that returns a `StageReport`. A stage is skipped only when what
 it was made from (its facts) is unchanged *and* every file it left is still what it wrote; the record of both
@@ -7,10 +7,7 @@ is `<run.dir>/stages/<name>.json`. Extraction needs no record: it resumes video 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import Config, dump_config, fingerprint
-from .errors import ManifestError, StoreVersionError
-from .stages import StageRecord, StageReport, write_json
+from .errors import ManifestError, MissingDependencyError, StoreVersionError
+from .stages import StageRecord, StageReport, file_digest, write_json
 from .train.files import write_atomically
 
 if TYPE_CHECKING:
@@ -252,17 +249,23 @@ def evaluate_stage(config: Config, *, progress: bool = False) -> StageReport:
         "head": file_digest(config.head_path / "head.safetensors"),
         "centroids": file_digest(config.run.dir / CENTROIDS_FILE),
         "extract_fp": task.store.fingerprint,
-        "videos": fingerprint(
-            {"train": task.train_ids, "targets": task.train_targets.tolist(), "scored": asdict(task.split)}
-        ),
+        "trained_on": fingerprint({"ids": task.train_ids, "targets": task.train_targets.tolist()}),
+        "scored": fingerprint({"ids": list(task.split.ids), "targets": task.split.targets.tolist()}),
+        "with_tse": fingerprint({"lengths": task.split.lengths.tolist()}),
         "evaluate": dump_config(config)["evaluate"],
     }
     record = StageRecord(config.run.dir, "evaluate")
+    if record.stale(facts) is None:
+        return StageReport(
+            "evaluate", True, "skipped, the numbers are up to date", record.paths(), record.data()
+        )
     evaluation = evaluate(task, names, missing=section.missing, optional=ALL in section.baselines)
     paths = write_evaluation(evaluation, config.run.dir, {"fingerprints": task.head.fingerprints})
     best = evaluation.summaries[HEAD]
     summary = f"top-1 {best.n_correct} / {best.n_denominator} videos of {section.split!r}"
-    return StageReport("evaluate", False, summary, tuple(paths), results(evaluation))
+    data = results(evaluation)
+    record.write(facts, paths, data)
+    return StageReport("evaluate", False, summary, tuple(paths), data)
 
 
 def evaluation_task(config: Config, *, progress: bool = False) -> Task:
@@ -305,6 +308,11 @@ def report_stage(config: Config, *, videos: Sequence[str] = (), progress: bool =
     from .evaluate.predict import frames_of_manifest
     from .evaluate.report import choose_videos, illustrate, load_history, render_report
 
+    path = config.run.dir / "report.html"
+    facts = {"results": file_digest(config.run.dir / "results.json"), "videos": list(videos)}
+    record = StageRecord(config.run.dir, "report")
+    if record.stale(facts) is None:
+        return StageReport("report", True, "skipped, it is up to date", (path,), record.data())
     evaluation = read_evaluation(config.run.dir)
     task = evaluation_task(config)
     names = task.head.class_names
@@ -322,9 +330,9 @@ def report_stage(config: Config, *, videos: Sequence[str] = (), progress: bool =
     about = [f"Head {config.head_path}, store {task.store.path}, {len(task.train_ids)} training videos."]
     history = load_history(config.head_path)
     html = render_report(evaluation, history=history, explained=explained, about=about).encode()
-    path = config.run.dir / "report.html"
     write_atomically(path, html)
     data = {"videos": [item.explanation.video_id for item in explained], "bytes": len(html)}
+    record.write(facts, [path], data)
     summary = f"{len(explained)} videos explained, {len(html) / 1e6:.1f} MB"
     return StageReport("report", False, summary, (path,), data)
 
@@ -337,12 +345,21 @@ def run_pipeline(config: Config, *, progress: bool = True, say: Say = print) -> 
         lambda: [extract_stage(config, progress=progress)],
         lambda: head_stages(config, resume=True, progress=progress),
         lambda: [evaluate_stage(config, progress=progress)],
+        lambda: [_report_if_possible(config, progress=progress)],
     )
     for stage in stages:
         for report in stage():
             say(f"{report.name}: {report.summary}")
             reports.append(report)
     return reports
+
+
+def _report_if_possible(config: Config, *, progress: bool) -> StageReport:
+    """The report is an extra: without its packages the run is still whole, and says what is missing."""
+    try:
+        return report_stage(config, progress=progress)
+    except MissingDependencyError as error:
+        return StageReport("report", True, f"left out, {error.what}: {error.fix}", (), {})
 
 
 @dataclass(frozen=True)
