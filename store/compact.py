@@ -11,7 +11,7 @@ from ..errors import StoreCorruptError, StoreError
 from .folder import Folder, failpoint, find_folder
 from .index import PartTable, read_commits
 from .integrity import check_part, remove_replaced
-from .layout import STORE_FILE, Commit, Header, crc32c, new_part_name
+from .layout import STORE_FILE, Commit, Header, new_part_name, object_crc
 from .opening import read_header, require_same
 from .part import MappedPart
 from .writer import Record, commit_part
@@ -147,7 +147,7 @@ def _copy_part(source: Folder, target: Folder, commit: Commit) -> None:
     objects = {}
     for name, (size, crc) in commit.objects.items():
         data = b"".join(source.chunks(commit.part, name))
-        if len(data) != size or crc32c(data) != crc:
+        if len(data) != size or object_crc(data) != crc:
             raise StoreCorruptError(
                 "an object differs from what was committed",
                 where=f"{source}, part {commit.part}, {name}",

@@ -18,7 +18,7 @@ from ..errors import StoreError
 from .folder import Folder, find_folder
 from .index import PartTable, read_commit, remembered_ids
 from .labels import read_labels
-from .layout import COMMIT_FILE, FAILED, PARTS, Commit, Header, crc32c
+from .layout import COMMIT_FILE, FAILED, PARTS, Commit, Header, object_crc
 from .opening import read_header
 from .part import MappedPart
 
@@ -260,7 +260,7 @@ def _problem(folder: Folder, commit: Commit, name: str) -> str | None:
     found = crc = 0
     try:
         for piece in folder.chunks(commit.part, name):
-            crc = crc32c(piece, crc)
+            crc = object_crc(piece, crc)
             found += len(piece)
     except FileNotFoundError:
         return f"{name}: missing"

@@ -20,6 +20,7 @@ import json
 import re
 import time
 import uuid
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -115,7 +116,7 @@ class Commit:
     ids: tuple[str, ...]
     lengths: tuple[int, ...]  # TSE steps of each video
     arrays: Mapping[str, ArrayPlace]
-    objects: Mapping[str, tuple[int, int]]  # name -> (bytes, CRC-32C)
+    objects: Mapping[str, tuple[int, int]]  # name -> (bytes, `object_crc`)
     replaces: tuple[str, ...]  # parts whose videos were copied into this one
     written: Mapping[str, Any]  # time, host and version; for people
 
@@ -163,6 +164,15 @@ def new_part_name(like: str | None = None) -> str:
 def crc32c(data: Array | bytes, start: int = 0) -> int:
     """CRC-32C of contiguous bytes, continuing from `start`."""
     return int(google_crc32c.extend(start, data))
+
+
+def object_crc(data: bytes, start: int = 0) -> int:
+    """CRC-32 (of zlib) of a whole object, continuing from `start`.
+
+    Not CRC-32C: a Zarr chunk ends with its own CRC-32C, and over such bytes CRC-32C is the same constant for
+    every content, so that a chunk in another's place would pass.
+    """
+    return zlib.crc32(data, start)
 
 
 def seal(document: Mapping[str, Any]) -> bytes:

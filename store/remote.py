@@ -1,8 +1,8 @@
 """A store on an object store (s3://, gs://, az://), through obstore.
 
-The same promises as on a file system, by other means: a part's objects are put first and its COMMIT.json last,
-on the condition that there is none; a part without it does not exist. Parts are read from a local cache of
-whole, checked parts, bounded in size. Credentials come from the usual environment variables of each service.
+The same promises as on a file system, by other means: a part's objects are put first and its COMMIT.json
+last, on the condition that there is none; a part without it does not exist. Parts are read from a local cache
+of whole, checked parts, bounded in size. Credentials come from each service's usual environment variables.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import MissingDependencyError, StoreCorruptError, StoreError
 from .folder import Folder, failpoint, writing
-from .layout import COMMIT_FILE, PARTS, QUARANTINE, TEMPORARY, Commit, crc32c
+from .layout import COMMIT_FILE, PARTS, QUARANTINE, TEMPORARY, Commit, object_crc
 from .part import PartGoneError
 
 CACHE_VARIABLE = "DEJAVID_CACHE"  # folder of the local copies
@@ -206,7 +206,7 @@ class ObjectFolder(Folder):
                     "a part was compacted or set aside meanwhile", where=where, fix="open the store again"
                 ) from None
             raise StoreCorruptError("an object is missing", where=where, fix=fix) from None
-        if len(data) != size or crc32c(data) != crc:
+        if len(data) != size or object_crc(data) != crc:
             raise StoreCorruptError("an object differs from what was committed", where=where, fix=fix)
         return data
 

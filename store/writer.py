@@ -18,7 +18,7 @@ from ..config import StoreSection
 from ..errors import StoreError
 from .folder import Folder
 from .formats import ENCODERS
-from .layout import EXTRA_NAME, STATUSES, Array, Commit, Header, crc32c, new_part_name, to_stored
+from .layout import EXTRA_NAME, STATUSES, Array, Commit, Header, crc32c, new_part_name, object_crc, to_stored
 
 _DEFAULTS = StoreSection()
 
@@ -194,7 +194,7 @@ def commit_part(
         ids=tuple(record.video_id for record in records),
         lengths=tuple(len(record.values) for record in records),
         arrays=places,
-        objects={key: (len(data), crc32c(data)) for key, data in objects.items()},
+        objects={key: (len(data), object_crc(data)) for key, data in objects.items()},
         replaces=tuple(replaces),
         written={
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

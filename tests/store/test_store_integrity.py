@@ -115,6 +115,24 @@ def test_repair_sets_a_part_aside_and_a_new_run_restores_it(tmp_path, stores, fo
     assert repair(tmp_path).quarantined == {}
 
 
+@FORMATS
+def test_a_valid_object_in_the_place_of_another_is_found(tmp_path, stores, format):
+    """Each is intact in itself, so a checksum that Zarr keeps inside the object would not tell."""
+    stores.fill(tmp_path, range(0), 1, format)
+    for shift in (10, 19):  # equal lengths, other features
+        with open_store(tmp_path).writer() as writer:
+            for number in range(shift, shift + 3):
+                stores.append(writer, number)
+    one, two = sorted((tmp_path / "parts").iterdir())
+    name = feature_file(one).relative_to(one)
+    data = (two / name).read_bytes()
+    assert len(data) == (one / name).stat().st_size
+    (one / name).write_bytes(data)
+    (damage,) = verify(tmp_path).damaged
+    assert damage.videos == ("v10", "v11", "v12")
+    assert readable(stores, tmp_path, [10, 11, 12]) == set()
+
+
 def delete(file):
     file.unlink()
 
