@@ -77,7 +77,7 @@ class CpuKernels:
             moves = np.empty((n_columns, length, CLASSES), np.uint8)
             for i in queue:
                 block = slice(*blocks[i])
-                cpu_loops.pack_params(c[block], np.exp(w[block]), n_vectors, params)
+                cpu_loops.pack_params(c[block], _exp(w[block]), n_vectors, params)
                 n_rows = _round_up(len(c[block]) * length, ROWS)
                 for x, chunk in zip(values, chunks, strict=True):
                     n_columns = _round_up(chunk.stop - chunk.start, TILE_COLUMNS)
@@ -174,9 +174,14 @@ def _path_params(centroids: Floats, log_weights: Floats) -> tuple[Floats, Floats
     tiles = _n_tiles(centroids)
     shape = tiles, *centroids.shape[:2], VECTORS * LANES
     packed = _buffer("packed centroids", *shape), _buffer("packed weights", *shape)
-    for x, out in zip((centroids, np.exp(log_weights)), packed, strict=True):
+    for x, out in zip((centroids, _exp(log_weights)), packed, strict=True):
         cpu_loops.pack_values(x.reshape(-1, x.shape[2]), 1, VECTORS, tiles * VECTORS, out.reshape(-1))
     return packed
+
+
+def _exp(log_weights: Floats) -> Floats:
+    with np.errstate(over="ignore"):  # the distance becomes infinite, and `check_distances` says so
+        return np.exp(log_weights)
 
 
 def _cells(lo: Ints, hi: Ints, offsets: Longs) -> tuple[Ints, Ints, Ints]:

@@ -96,8 +96,10 @@ def stand_in(tmp_path_factory):
 def backend(request, monkeypatch):
     """Backends that compute in float32. "cuda" runs on the CPU, through the stand-in."""
     if request.param == "cuda":
-        launch = request.getfixturevalue("stand_in")
-        monkeypatch.setattr(
-            dispatch, "_open", lambda _backend, samples, _c: cuda.CudaKernels(samples, launch)
-        )
+        launch, really = request.getfixturevalue("stand_in"), dispatch._open
+
+        def open_kernels(name, samples, centroids):
+            return cuda.CudaKernels(samples, launch) if name == "cuda" else really(name, samples, centroids)
+
+        monkeypatch.setattr(dispatch, "_open", open_kernels)
     return request.param
