@@ -60,6 +60,7 @@ class Explanation:
         predicted: the alignment with the predicted class.
         rival: with the true class where the prediction is wrong, else with the runner-up.
         start_s, end_s: (T,) seconds of each step.
+        feature_names: (F,) of the features behind the head's input layer.
     """
 
     video_id: str
@@ -69,6 +70,7 @@ class Explanation:
     rival: Alignment
     start_s: Floats
     end_s: Floats
+    feature_names: tuple[str, ...]
 
     @property
     def step_gain(self) -> Floats:
@@ -86,8 +88,11 @@ class Explanation:
 
 
 @torch.no_grad()
-def explain(head: DejaVidHead, tse: Tse) -> Explanation:
+def explain(head: DejaVidHead, tse: Tse, *, feature_names: Sequence[str] | None = None) -> Explanation:
     """Explains what the head says of one TSE.
+
+    Args:
+        feature_names: of the TSE's features; None: their numbers, from 0.
 
     Raises:
         ConfigError: the head has one class only, so that there is nothing to compare.
@@ -111,7 +116,15 @@ def explain(head: DejaVidHead, tse: Tse) -> Explanation:
         rival = names.index(tse.label)
     predicted, against = _align(head, steps, [best, rival])
     top = tuple((names[c], float(probabilities[c])) for c in order[:TOP_CLASSES])
-    return Explanation(tse.video_id, tse.label, top, predicted, against, tse.start_s, tse.end_s)
+    named = _feature_names(head, feature_names)
+    return Explanation(tse.video_id, tse.label, top, predicted, against, tse.start_s, tse.end_s, named)
+
+
+def _feature_names(head: DejaVidHead, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Names behind the input layer: those of the kept columns, and of the time it may add."""
+    every = names or [f"feature {number}" for number in range(head.inputs.n_features_in)]
+    time = ("relative time",) if head.inputs.position > 0 else ()
+    return (*every[slice(*head.inputs.columns)], *time)
 
 
 def _align(head: DejaVidHead, steps: Tensor, classes: Sequence[int]) -> list[Alignment]:

@@ -54,21 +54,22 @@ def alignment(explanation: Explanation, frames: Sequence[tuple[float, bytes]]) -
         row=first,
         col=1,
     )
-    dearest = max(float(a.local_cost.max()) for a in (explanation.predicted, explanation.rival))
+    both = np.stack([explanation.predicted.local_cost, explanation.rival.local_cost])
+    bounds = float(both.min()), float(both.max())
     for row, side in enumerate((explanation.predicted, explanation.rival), start=first + 1):
-        _add_costs(figure, side, times, row, dearest)
+        _add_costs(figure, side, times, row, bounds)
     figure.update_xaxes(title_text=unit, row=len(heights), col=1)
     styled(figure, 700 if frames else 560, showlegend=False)
     figure.update_xaxes(showgrid=False)
     return figure.update_annotations(font={"size": 12, "color": INK}, xanchor="left", x=0)
 
 
-def weights(explanation: Explanation, feature_names: Sequence[str] | None = None) -> go.Figure:
+def weights(explanation: Explanation) -> go.Figure:
     """Which centroid steps count (mean weight), and the features that decided, by how much."""
     used = explanation.predicted.weights
     gain = explanation.feature_gain
     top = np.argsort(-np.abs(gain), kind="stable")[:TOP_FEATURES]
-    names = [escape(feature_names[i]) if feature_names else f"feature {i}" for i in top]
+    names = [escape(explanation.feature_names[i]) for i in top]
     figure = make_subplots(
         rows=2,
         cols=2,
@@ -104,6 +105,7 @@ def weights(explanation: Explanation, feature_names: Sequence[str] | None = None
         col=2,
     )
     figure.update_yaxes(autorange="reversed", row=2, col=1)
+    figure.update_annotations(font={"size": 12})
     figure.update_xaxes(title_text="centroid step", dtick=max(1, len(used) // 8), row=2, col=1)
     return styled(figure, 460, showlegend=False)
 
@@ -122,7 +124,11 @@ def picture(jpeg: bytes) -> str:
 
 
 def _add_costs(
-    figure: go.Figure, side: Alignment, times: NDArray[np.floating[Any]], row: int, dearest: float
+    figure: go.Figure,
+    side: Alignment,
+    times: NDArray[np.floating[Any]],
+    row: int,
+    bounds: tuple[float, float],
 ) -> None:
     steps = np.arange(1, len(side.lo) + 1)
     figure.add_heatmap(
@@ -130,8 +136,8 @@ def _add_costs(
         y=steps,
         z=side.local_cost.astype(np.float32),
         colorscale=[[0, "#0c2c5e"], [0.5, "#8db7ea"], [1, "#f7f9fc"]],
-        zmin=0,
-        zmax=dearest,
+        zmin=bounds[0],
+        zmax=bounds[1],
         showscale=False,
         hovertemplate="at %{x:.2f}, centroid step %{y}: cost %{z:.4g}<extra></extra>",
         row=row,
@@ -148,7 +154,8 @@ def _add_costs(
         row=row,
         col=1,
     )
-    figure.update_yaxes(title_text="centroid step", row=row, col=1)
+    edges = [0.5, len(steps) + 0.5]
+    figure.update_yaxes(title_text="centroid step", range=edges, row=row, col=1)
 
 
 def _add_frames(

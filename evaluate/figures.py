@@ -83,7 +83,10 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> go.Figure:
                 )
                 figure.add_trace(line.update(showlegend=column == 1), row=1, col=column)
     figure.update_xaxes(title_text="epoch")
-    return styled(figure, 300, legend={"orientation": "h", "y": -0.25, "x": 0})
+    figure.update_annotations(font={"size": 12})
+    return styled(
+        figure, 300, showlegend="val_loss" in history[0], legend={"orientation": "h", "y": -0.25, "x": 0}
+    )
 
 
 def lengths(evaluation: Evaluation, methods: Sequence[str]) -> go.Figure:
@@ -127,7 +130,7 @@ def calibration(outcomes: Outcomes) -> go.Figure:
     return styled(figure, 320, showlegend=False, xaxis_title="confidence, %", yaxis_title="right, %")
 
 
-def class_gains(head: Sequence[ClassResult], other: Sequence[ClassResult], other_title: str) -> go.Figure:
+def class_gains(head: Sequence[ClassResult], other: Sequence[ClassResult]) -> go.Figure:
     """Accuracy of each class minus that of another method, sorted."""
     present = [(a, b) for a, b in zip(head, other, strict=True) if a.n_videos and b.n_videos]
     gains = np.array([100 * (a.n_correct / a.n_videos - b.n_correct / b.n_videos) for a, b in present])
@@ -146,7 +149,7 @@ def class_gains(head: Sequence[ClassResult], other: Sequence[ClassResult], other
         )
     )
     figure.update_xaxes(showticklabels=len(order) <= _MAX_BAR_LABELS, type="category")
-    return styled(figure, 360, bargap=0.1, yaxis_title=f"points over {escape(other_title)}")
+    return styled(figure, 360, bargap=0.1, yaxis_title="points")
 
 
 def confusions(split: Split, outcomes: Outcomes) -> go.Figure:

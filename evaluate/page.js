@@ -4,7 +4,11 @@ function draw(place) {
   if (place.dataset.drawn) return;
   place.dataset.drawn = "yes";
   const figure = JSON.parse(document.getElementById(place.dataset.figure).textContent);
-  Plotly.newPlot(place, figure.data, figure.layout, { responsive: true, displaylogo: false });
+  Plotly.newPlot(place, figure.data, figure.layout, {
+    responsive: true,
+    displaylogo: false,
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+  });
 }
 const places = document.querySelectorAll("[data-figure]");
 const near = new IntersectionObserver((entries) => {

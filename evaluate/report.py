@@ -105,7 +105,7 @@ def illustrate(
     nearest: dict[str, list[tuple[Moment, bytes | None]]] = {}
     found = []
     for video_id in tqdm(ids, "explain", unit="video", disable=not progress):
-        explanation = explain(head, store.get(video_id))
+        explanation = explain(head, store.get(video_id), feature_names=store.header.feature_names)
         name = explanation.predicted.name
         if name not in nearest:
             moments = nearest_moments(head, name, store, training.get(name, ()))
@@ -121,7 +121,6 @@ def render_report(
     history: Sequence[Mapping[str, Any]] = (),
     explained: Sequence[Illustrated] = (),
     about: Sequence[str] = (),
-    feature_names: Sequence[str] | None = None,
 ) -> str:
     """The report as HTML.
 
@@ -130,7 +129,6 @@ def render_report(
         history: the records of the training epochs.
         explained: videos to explain.
         about: lines that say what was evaluated.
-        feature_names: names of the features behind the head's input layer.
 
     Raises:
         MissingDependencyError: plotly is not installed.
@@ -142,7 +140,7 @@ def render_report(
         _training(page, history)
     _classes(page, evaluation)
     if explained:
-        _explanations(page, explained, feature_names)
+        _explanations(page, explained)
     return page.render()
 
 
@@ -158,7 +156,7 @@ def render_predictions(items: Sequence[Illustrated], *, n_videos: int) -> str:
     """
     _check_plotly()
     page = Page("DejaVid predictions", [f"{len(items)} of {n_videos} videos explained."])
-    _explanations(page, items, None)
+    _explanations(page, items)
     return page.render()
 
 
@@ -176,8 +174,8 @@ def _numbers(page: Page, evaluation: Evaluation) -> None:
     rows = table(evaluation)
     place = list(evaluation.summaries).index(HEAD)
     page.table(COLUMNS, rows, strong=place)
-    page.figure(figures.accuracies(evaluation), description="top-1 accuracy of every method")
-    compared = [name for name in (HEAD, best_baseline(evaluation)) if name is not None]
+    page.figure(figures.accuracies(evaluation), description="top-1 accuracy of every method", wide=True)
+    compared = [name for name in (HEAD, reference_method(evaluation)) if name is not None]
     if evaluation.outcomes[HEAD].scored.any():
         page.section("By length and by confidence", "How accuracy depends on the length of a video.")
         page.figure(figures.lengths(evaluation, compared), description="accuracy by number of steps")
@@ -185,15 +183,13 @@ def _numbers(page: Page, evaluation: Evaluation) -> None:
         page.figure(figures.calibration(evaluation.outcomes[HEAD]), description="confidence and accuracy")
 
 
-def best_baseline(evaluation: Evaluation) -> str | None:
-    """The baseline of the highest top-1; None where only the head and its ablations were scored."""
-    names = [
-        name
-        for name in evaluation.summaries
-        if name != HEAD and not (name in METHODS and METHODS[name].ablation)
-    ]
-    names = names or [name for name in evaluation.summaries if name != HEAD]
-    return max(names, key=lambda name: evaluation.summaries[name].top1, default=None)
+def reference_method(evaluation: Evaluation) -> str | None:
+    """What the head is compared with: the encoder's own protocol, else the next in the order of `METHODS`.
+
+    The untrained head only where nothing else was scored; None where it was not either.
+    """
+    others = [name for name in evaluation.summaries if name != HEAD]
+    return min(others, key=lambda name: name in METHODS and METHODS[name].ablation, default=None)
 
 
 def _training(page: Page, history: Sequence[Mapping[str, Any]]) -> None:
@@ -209,15 +205,15 @@ def _classes(page: Page, evaluation: Evaluation) -> None:
     split, missing = evaluation.split, evaluation.missing
     outcomes = evaluation.outcomes[HEAD]
     head = per_class(split, outcomes, missing)
-    baseline = best_baseline(evaluation)
+    baseline = reference_method(evaluation)
     page.section("Classes")
     other = None
     if baseline is not None:
         other = per_class(split, evaluation.outcomes[baseline], missing)
         page.text(f"Accuracy of each class minus that of {title(baseline)!r}.")
-        page.figure(figures.class_gains(head, other, title(baseline)), description="gain of every class")
+        page.figure(figures.class_gains(head, other), description="gain of every class")
     page.text("Which class is taken for which. Zoom by dragging; double-click to zoom out.")
-    page.figure(figures.confusions(split, outcomes), description="confusion matrix")
+    page.figure(figures.confusions(split, outcomes), description="confusion matrix", wide=True)
     confused = most_confused(split, outcomes)
     if confused:
         page.heading("Most confused")
@@ -245,7 +241,7 @@ def _classes(page: Page, evaluation: Evaluation) -> None:
     page.table(columns, rows_of_classes, searchable=True)
 
 
-def _explanations(page: Page, explained: Sequence[Illustrated], feature_names: Sequence[str] | None) -> None:
+def _explanations(page: Page, explained: Sequence[Illustrated]) -> None:
     from . import explain_figures
 
     page.section(
@@ -269,7 +265,7 @@ def _explanations(page: Page, explained: Sequence[Illustrated], feature_names: S
             wide=True,
         )
         page.figure(
-            explain_figures.weights(why, feature_names),
+            explain_figures.weights(why),
             description=f"weights of {why.predicted.name}",
             wide=True,
         )
@@ -292,7 +288,8 @@ def _frames_of(
     from .explain_figures import step_times
 
     n_steps = len(explanation.start_s)
-    steps = np.unique(np.linspace(0, n_steps - 1, min(n_steps, MAX_FRAMES)).round().astype(int))
+    every = -(-n_steps // MAX_FRAMES)
+    steps = np.arange((n_steps - 1) % every // 2, n_steps, every)  # evenly spaced, and in the middle
     seconds = ((explanation.start_s + explanation.end_s) / 2)[steps]
     try:
         pictures = frames(explanation.video_id, seconds.tolist())

@@ -92,5 +92,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
         ],
     )
     fill_store(config, rows)
-    head_stages(config, progress=False)
+    for _ in head_stages(config, progress=False):
+        pass
     return config
