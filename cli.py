@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .config import Config
     from .pipeline import StageReport
 
+SHOWN = 20  # lines of a list that are printed; the rest is counted
+
 app = typer.Typer(
     help="Videos as temporal sequences of embeddings, classified by learned, weighted, diagonal-free DTW.",
     no_args_is_help=True,
@@ -243,6 +245,32 @@ def manifest_check(config_file: ConfigFile = None, overrides: Overrides = None) 
     from .pipeline import manifest_stage
 
     _echo(manifest_stage(_load(config_file, overrides)))
+
+
+@manifest_app.command("import")
+def manifest_import(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="kinetics, ssv2, hmdb51, ucf101, list, ...")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Annotation file or folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Manifest to write, CSV or Parquet.")],
+    root: Annotated[Path, typer.Option(help="Folder of the videos.")],
+    split: Annotated[str, typer.Option(help="Split of the rows, for files that do not tell it.")] = "train",
+    fold: Annotated[int, typer.Option(help="Which of the published splits.")] = 1,
+    classes: Annotated[Path | None, typer.Option(help="File that names numbered classes.")] = None,
+    append: Annotated[bool, typer.Option("--append", help="Add to a manifest that is there.")] = False,
+) -> None:
+    """Turns a dataset's annotation files into a manifest; says which videos are not there."""
+    from .extract import import_annotations, read_manifest, write_manifest
+
+    if out.exists() and not append:
+        raise ConfigError("there is a file already", where=str(out), fix="--append, or choose another name")
+    before = read_manifest(out, root, check_files=False).rows if out.exists() else ()
+    imported = import_annotations(kind, source, root=root, split=split, fold=fold, classes=classes)
+    write_manifest(out, (*before, *imported.rows))
+    typer.echo(f"{out}: {len(imported.rows)} videos, {len(imported.missing)} of the annotations have no file")
+    for video_id in imported.missing[:SHOWN]:
+        typer.echo(f"  no file for {video_id}")
+    if len(imported.missing) > SHOWN:
+        typer.echo(f"  and {len(imported.missing) - SHOWN} more")
 
 
 @encoder_app.command("list")

@@ -11,7 +11,6 @@ frames of it and validation the odd ones. Every validation clip is mirrored, no 
 
 from __future__ import annotations
 
-import csv
 import functools
 import importlib.util
 import itertools
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .errors import ConfigError, MissingDependencyError
+from .extract import Row, write_manifest
 
 Frames = NDArray[np.uint8]
 
@@ -124,13 +124,8 @@ def make_demo_videos(manifest: Path, *, clips: int = 20, seed: int = 0, progress
     with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
         done = pool.map(_write_clip, jobs, chunksize=8)
         rows = list(tqdm(done, "videos", total=len(jobs), unit="clip", disable=not progress))
-    partial = manifest.with_suffix(".tmp")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("video_id", "path", "label", "split"))
-        writer.writerows(sorted(rows))
     record.write_text(json.dumps(facts))
-    partial.replace(manifest)
+    write_manifest(manifest, sorted(rows, key=lambda row: row.video_id))
     return True
 
 
@@ -183,7 +178,7 @@ def _frame_indices(demo_class: DemoClass, split: str, rng: np.random.Generator) 
     return picked
 
 
-def _write_clip(job: tuple[int, str, int, Path, int]) -> tuple[str, str, str, str]:
+def _write_clip(job: tuple[int, str, int, Path, int]) -> Row:
     """Writes one clip and returns its manifest row."""
     import av
 
@@ -192,7 +187,8 @@ def _write_clip(job: tuple[int, str, int, Path, int]) -> tuple[str, str, str, st
     rng = np.random.default_rng((seed, index, split == "val", number))
     scale, x, y = rng.uniform(0.7, 1), rng.uniform(), rng.uniform()
     brightness = rng.uniform(0.7, 1.3)
-    name = f"{split}_{index:02d}_{number:03d}"
+    # Another seed or version is another video: a store must not take its TSE for this one's.
+    name = f"{split}_{index:02d}_{number:03d}_{VERSION}_{seed}"
     path = folder / f"{name}.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast", "crf": "20"})
@@ -208,4 +204,4 @@ def _write_clip(job: tuple[int, str, int, Path, int]) -> tuple[str, str, str, st
             frame = av.VideoFrame.from_ndarray(lit, "rgb24").reformat(WIDTH, HEIGHT, "yuv420p")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    return name, f"clips/{path.name}", demo_class.label, split
+    return Row(name, f"clips/{path.name}", demo_class.label, split)

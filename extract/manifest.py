@@ -103,9 +103,13 @@ def check_manifest(manifest: Manifest) -> None:
 
 
 def write_manifest(path: Path | str, rows: Iterable[Row]) -> None:
-    """Writes CSV, or Parquet when the name ends in .parquet; `read_manifest` reads it back."""
+    """Writes CSV, or Parquet when the name ends in .parquet; `read_manifest` reads it back.
+
+    A manifest that was there is replaced as a whole, or not at all.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
     values = [astuple(row) for row in rows]
     if path.suffix.lower() == ".parquet":
         import pyarrow as pa
@@ -114,12 +118,13 @@ def write_manifest(path: Path | str, rows: Iterable[Row]) -> None:
         kinds = (pa.string(),) * 4 + (pa.float64(),) * 2
         columns: Sequence[Any] = list(zip(*values, strict=True)) or [()] * len(COLUMNS)
         arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-        pq.write_table(pa.table(dict(zip(COLUMNS, arrays, strict=True))), path)
-        return
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(values)  # None becomes an empty field
+        pq.write_table(pa.table(dict(zip(COLUMNS, arrays, strict=True))), partial)
+    else:
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            writer.writerows(values)  # None becomes an empty field
+    partial.replace(path)
 
 
 def missing_files(manifest: Manifest, rows: Iterable[Row]) -> list[str]:

@@ -284,6 +284,34 @@ def test_store_commands_copy_a_store(dejavid: Run, settings: list[object], tmp_p
     assert dejavid("store", "info", tmp_path / "nothing").code == 5
 
 
+def test_annotations_become_a_manifest(dejavid: Run, tmp_path: Path, footage: Path) -> None:
+    names = sorted(path.name for path in footage.glob("train-*.mp4"))
+    listing = "".join(f"{name} {int('up' in name)}\n" for name in names)
+    (tmp_path / "train.txt").write_text(listing + "lost.mp4 0\n")
+    arguments = ("manifest", "import", "list", "train.txt", "videos.csv", "--root", footage)
+    result = dejavid(*arguments)
+    assert result.code == 0, result.err
+    assert "12 videos, 1 of the annotations have no file" in result.out
+    assert "lost" in result.out
+    assert dejavid(*arguments).code == 3  # never over a file that is there
+    (tmp_path / "val.txt").write_text("val-up-0.mp4 1\n")
+    added = (
+        "manifest",
+        "import",
+        "list",
+        "val.txt",
+        "videos.csv",
+        "--root",
+        footage,
+        "--split",
+        "val",
+        "--append",
+    )
+    assert dejavid(*added).code == 0
+    checked = ("--set", "manifest.path=videos.csv", "--set", f"manifest.root={footage}")
+    assert "12 train, 1 val videos of 2 classes" in dejavid("manifest", "check", PIPELINE, *checked).out
+
+
 def test_config_show_is_a_configuration(dejavid: Run, tmp_path: Path) -> None:
     shown = dejavid("config", "show", "--set", "extract.hop=3")
     assert shown.code == 0
