@@ -116,6 +116,16 @@ def test_differing_keys_name_the_nested_key() -> None:
     assert differing_keys({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == ["a.c: 2 != 3"]
 
 
+def test_every_key_can_be_set_from_the_command_line() -> None:
+    defaults = dump_config(Config())
+    keys = [(section, key) for section, values in defaults.items() for key in values]
+    assert len(keys) > 40
+    for section, key in keys:
+        load_config(None, [f"{section}.{key}={json.dumps(defaults[section][key])}"])
+    everything = [f"{section}.{key}={json.dumps(defaults[section][key])}" for section, key in keys]
+    assert load_config(None, everything) == Config()
+
+
 def test_dump_parses_back() -> None:
     config = load_config(None, ["extract.max_steps=33"])
     assert parse_config(dump_config(config), "test") == config
