@@ -21,7 +21,6 @@ from ..config import Config
 from ..errors import ConfigError, OutOfMemory, PartialResultError, Preempted
 from ..store import StoreWriter, create_store
 from .assemble import Assembly, Clip, Floats
-from .cluster import parse_shard
 from .decode import decoder_facts
 from .encoders import ClipEncoder, load_encoder
 from .ledger import FailureLedger
@@ -29,6 +28,7 @@ from .manifest import Manifest, Row, read_manifest, require_files
 from .plan import Recipe
 from .pool import DecodePool
 from .presets import resolve_windowing
+from .shards import parse_shard
 from .worker import Chunk, DecodeSettings, End, Failed, Job, Start
 
 # Raise it when the code changes what a TSE holds; part of every store's fingerprint.
@@ -123,7 +123,7 @@ def extract_videos(
             where=f"shard {index}/{count} of {config.store_path}",
             fix="run the same command again; it goes on where this one stopped",
         )
-    _check_failures(report, section.max_failed)
+    check_failures(report, section.max_failed)
     return report
 
 
@@ -208,7 +208,7 @@ class _Run:
         jobs = [Job(row.video_id, manifest.file_of(row), row.start_s, row.end_s) for row in rows]
         self._begin = time.monotonic()
         with (
-            tqdm(total=len(rows), unit="video", disable=not progress) as self._bar,
+            tqdm(total=len(rows), unit="video", disable=not (progress and rows)) as self._bar,
             DecodePool(jobs, settings, self._workers, stop) as pool,
         ):
             for number, row in enumerate(rows):
@@ -346,7 +346,8 @@ def _stop_on_sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _check_failures(report: ExtractReport, max_failed: float) -> None:
+def check_failures(report: ExtractReport, max_failed: float) -> None:
+    """Raises `PartialResultError` if more videos failed than `max_failed`, a share below 1, else a count."""
     allowed = max_failed * report.n_videos if max_failed < 1 else max_failed
     if report.n_failed > allowed:
         raise PartialResultError(

@@ -57,6 +57,8 @@ def _config(manifest: Path, out: Path, *overrides: str) -> Config:
             "extract.encoder=toy:0",
             "extract.workers=0",
             "extract.clip_len=4",
+            "extract.frame_interval=2",
+            "extract.hop=8",
             "extract.batch_size=5",
             "store.dtype=float32",
             *overrides,
@@ -331,6 +333,8 @@ def _start(config: Config, tmp_path: Path) -> subprocess.Popen[str]:
         f"extract.workers={section.workers}",
         "extract.encoder=toy:0",
         "extract.clip_len=4",
+        "extract.frame_interval=2",
+        "extract.hop=8",
         "extract.batch_size=5",
         "store.dtype=float32",
     ]
