@@ -128,7 +128,9 @@ def test_methods_are_chosen_by_name() -> None:
     assert chosen_methods([]) == [HEAD]
     assert chosen_methods(["nearest_centroid", "mean_pool"]) == ["mean_pool", "nearest_centroid", HEAD]
     assert "full_classic" not in chosen_methods(["all"])
-    assert {"centroids_only", "weights_only", "full", "full_classic"} <= set(chosen_methods([], ablation=True))
+    assert {"centroids_only", "weights_only", "full", "full_classic"} <= set(
+        chosen_methods([], ablation=True)
+    )
     with pytest.raises(ConfigError, match="mean_pol"):
         chosen_methods(["mean_pol"])
 
