@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import MissingDependencyError
 from .layout import Array, ArrayPlace, crc32c
 
-CHUNK_BYTES = 256 * 1024  # of one inner chunk of `tse`: what a plain Zarr reader reads at least
+CHUNK_BYTES = 512 * 1024  # of one inner chunk of `tse`: what a plain Zarr reader reads at least
 _CHECKED: list[Any] = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
 Encoded = tuple[dict[str, bytes], dict[str, ArrayPlace]]

@@ -27,6 +27,7 @@ class PartTable:
     Attributes:
         commits: the committed parts by name, lowest id first.
         where: video id -> place; a video that was committed twice counts where its part id is lowest.
+        n_bytes: size of all parts.
         part_of, video_of, lengths: by place: name of its part, position in it, TSE steps.
     """
 
@@ -34,6 +35,7 @@ class PartTable:
         self.commits: dict[str, Commit] = read_commits(
             folder, header, known={} if known is None else known.commits
         )
+        self.n_bytes = sum(commit.size for commit in self.commits.values())
         names = list(self.commits)
         counts = [len(commit.ids) for commit in self.commits.values()]
         starts = np.cumsum([0, *counts])[:-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 from collections.abc import Iterator
@@ -26,11 +27,13 @@ class MappedPart:
         self._folder = folder
         self.commit = commit
         self.name = commit.part
-        self.offsets = np.concatenate([[0], np.cumsum(commit.lengths)]).astype(np.int64)
+        self._offsets = [0, *itertools.accumulate(commit.lengths)]
         self._maps: dict[str, mmap.mmap] = {}
         self._arrays: dict[str, Array] = {}
+        self._chunk_rows = commit.arrays["tse"].chunk_rows
         self._chunks = self._views(commit.arrays["tse"])
-        self._checked = np.zeros(len(commit.ids), dtype=bool)
+        self._checked = bytearray(len(commit.ids))
+        self._advised = bytearray(len(commit.ids))
 
     def array(self, name: str) -> Array:
         """One of the smaller arrays, whole; checked when it is first read."""
@@ -44,8 +47,8 @@ class MappedPart:
 
     def rows(self, video: int) -> list[Array]:
         """The stored features of the part's `video`-th video, as views of one or more chunks."""
-        first, last = int(self.offsets[video]), int(self.offsets[video + 1])
-        size = self.commit.arrays["tse"].chunk_rows
+        first, last = self._offsets[video], self._offsets[video + 1]
+        size = self._chunk_rows
         pieces = []
         while first < last:
             chunk, row = divmod(first, size)
@@ -73,10 +76,13 @@ class MappedPart:
             crc = crc32c(piece, crc)
         return crc == int(self.array("checksums")[video])
 
-    def advise(self, video: int) -> None:
-        """Asks the kernel to read a video's pages ahead, so that many videos load in parallel."""
+    def advise(self, video: int, *, again: bool) -> None:
+        """Asks the kernel to read a video's pages ahead, so that many load in parallel; once or `again`."""
+        if self._advised[video] and not again:
+            return
+        self._advised[video] = True
         place = self.commit.arrays["tse"]
-        first, last = int(self.offsets[video]), int(self.offsets[video + 1]) - 1
+        first, last = self._offsets[video], self._offsets[video + 1] - 1
         row_bytes = self._chunks[0].strides[0]
         spots = [
             place.starts[r // place.chunk_rows] + r % place.chunk_rows * row_bytes for r in (first, last)
@@ -96,7 +102,7 @@ class MappedPart:
     def record(self, video: int) -> Record:
         """Everything about one video, as stored; views of the mapped file where possible."""
         pieces = self.rows(video)
-        rows = slice(int(self.offsets[video]), int(self.offsets[video + 1]))
+        rows = slice(self._offsets[video], self._offsets[video + 1])
         return Record(
             video_id=self.commit.ids[video],
             values=pieces[0] if len(pieces) == 1 else np.concatenate(pieces),

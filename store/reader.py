@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _DEFAULTS = StoreSection()
 _MAPPED_PARTS = 400  # at most this many parts stay mapped; each holds a file descriptor or two
 
+_PAGE_CACHE_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 _RETRIES = 10  # compactions that may overtake one read
 
 Result = TypeVar("Result")
@@ -184,7 +186,7 @@ class Store:
             batch = self.read(group, dtype, pin=pin)
             if number + 1 < len(groups):
                 # The kernel fetches the next batch from disk while the caller works on this one.
-                self._retrying(partial(self._advise, ids=groups[number + 1]))
+                self._retrying(partial(self._prefetch, ids=groups[number + 1]))
             yield batch
 
     def writer(
@@ -237,9 +239,18 @@ class Store:
         offsets = np.zeros(len(places) + 1, np.int64)
         np.cumsum(table.lengths[places], out=offsets[1:])
         values = self._allocate(int(offsets[-1]), dtype, pin)
-        self._advise(table, ids)
-        self._fill(table, values, offsets, places)
+        widen = self.dtype == "bfloat16" and dtype == "float32"
+        order = np.argsort(places, kind="stable")  # disks like ascending reads
+        spots = self._advise(table, places[order])
+        for (part, video), row in zip(spots, offsets[order].tolist(), strict=True):
+            self._check_video(part, video)
+            for piece in part.rows(video):
+                values[row : row + len(piece)] = from_stored(piece, "bfloat16") if widen else piece
+                row += len(piece)
         return Batch(ids, values, offsets)
+
+    def _prefetch(self, table: PartTable, ids: list[str]) -> None:
+        self._advise(table, self._places(table, ids))
 
     def _record(self, table: PartTable, video_id: str) -> Record:
         part, video = self._locate(table, int(self._places(table, [video_id])[0]))
@@ -272,20 +283,13 @@ class Store:
             self._mapped[name] = part
         return part, int(table.video_of[place])
 
-    def _advise(self, table: PartTable, ids: Sequence[str]) -> None:
-        for place in self._places(table, ids).tolist():
-            part, video = self._locate(table, place)
-            part.advise(video)
-
-    def _fill(self, table: PartTable, values: Array, offsets: Array, places: Array) -> None:
-        widen = self.dtype == "bfloat16" and values.dtype == np.float32
-        for number in np.argsort(places, kind="stable").tolist():  # disks like ascending reads
-            part, video = self._locate(table, int(places[number]))
-            self._check_video(part, video)
-            row = int(offsets[number])
-            for piece in part.rows(video):
-                values[row : row + len(piece)] = from_stored(piece, "bfloat16") if widen else piece
-                row += len(piece)
+    def _advise(self, table: PartTable, places: Array) -> list[tuple[MappedPart, int]]:
+        """Lets the kernel fetch videos from disk, and says where they are mapped."""
+        spots = [self._locate(table, place) for place in places.tolist()]
+        for part, video in spots:
+            # A video that was read once stays in the page cache, unless the store is larger than that.
+            part.advise(video, again=table.n_bytes > _PAGE_CACHE_BYTES)
+        return spots
 
     def _allocate(self, rows: int, dtype: str, pin: bool) -> Array:
         if dtype not in ("float32", "stored"):

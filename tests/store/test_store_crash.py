@@ -151,6 +151,32 @@ def test_killed_while_merging(tmp_path, stores, kill_at):
     stores.check(tmp_path / "c", range(12))
 
 
+def test_sigterm_commits_what_was_appended(tmp_path, stores):
+    """The handler of a stage raises; leaving the writer's block then commits the finished videos."""
+    stores.create(tmp_path)
+    reader, ready = os.pipe()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, stop)
+        try:
+            with open_store(tmp_path).writer() as writer:
+                for number in range(5):
+                    stores.append(writer, number)
+                os.write(ready, b"x")
+                signal.pause()
+        except KeyboardInterrupt:
+            os._exit(75)
+        os._exit(1)
+    os.read(reader, 1)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
+    stores.check(tmp_path, range(5))
+
+
 def write_for_ever(stores, path, first, acknowledged):
     """Commits videos from `first` on, two at a time, and tells their numbers through a pipe."""
     writer = open_store(path).writer()
