@@ -61,11 +61,12 @@ def extract_stage(
     from .extract import extract_videos
 
     report = extract_videos(config, shard=shard, retry_failed=retry_failed, progress=progress)
-    skipped = report.n_done == 0 and report.n_failed == 0
-    summary = f"{report.n_done} videos, {report.n_windows} windows"
-    summary += f" ({report.n_skipped} were there, {report.n_failed} failed)"
+    skipped = report.n_done == 0
+    summary = f"{report.n_done} videos, {report.n_windows} windows, {report.n_skipped} were in the store"
     if skipped:
-        summary = f"skipped, all {report.n_skipped} videos are in the store"
+        summary = f"skipped, {report.n_skipped} of {report.n_videos} videos are in the store"
+    if report.n_failed:
+        summary += f", {report.n_failed} failed: {report.failures_path}"
     paths = (config.store_path,) + ((report.failures_path,) if report.n_failed else ())
     return StageReport("extract", skipped, summary, paths, asdict(report))
 

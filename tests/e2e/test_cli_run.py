@@ -259,7 +259,7 @@ def test_a_flipped_byte_is_found_repaired_and_only_its_videos_are_made_again(
     lost = int(repaired.out.splitlines()[-1].split()[0])
     assert 0 < lost < len(undamaged)
     again = dejavid("extract", *settings)
-    assert f"extract: {lost} videos" in again.out
+    assert f"extract: {lost} videos, " in again.out
     after = open_store(store)
     assert after.ids() == sorted(undamaged)
     assert all(np.array_equal(after.get(i).values, values) for i, values in undamaged.items())
