@@ -315,7 +315,7 @@ def _video_stream(container: Any, path: Path) -> Any:
     ]
     if not streams:
         kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise undecodable(f"no video stream in it, only {kinds}", path)
+        raise undecodable(f"no video stream in it; what it has: {kinds}", path)
     if streams[0].codec_context is None:
         raise undecodable("its codec is unknown", path)
     return streams[0]

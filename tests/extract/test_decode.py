@@ -205,7 +205,7 @@ def _empty(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "make", "cause"),
     [
-        ("sound.m4a", write_audio, "no video stream in it, only audio"),
+        ("sound.m4a", write_audio, "no video stream in it; what it has: audio"),
         ("text.mp4", _text, "cannot decode"),
         ("text.txt", _text, "tty"),
         ("empty.mp4", _empty, "empty"),
