@@ -3,8 +3,8 @@
     python benchmarks/store.py [--gb 2] [--dim 1808] [--out results.json] [--cold]
 
 Every reader returns the same float16 rows of the same ragged videos (T 5 to 150), one packed array per batch.
-Readers take turns within one run; the best of the rounds counts, as ratios to np.memmap. `--cold` drops the page
-cache before each measurement (needs root) and opens each reader anew, as mapped pages are not dropped.
+Readers take turns within one run; the best of the rounds counts, as ratios to np.memmap. `--cold` drops the
+page cache before each measurement (needs root) and opens each reader anew, as mapped pages are not dropped.
 """
 
 from __future__ import annotations

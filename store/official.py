@@ -2,16 +2,12 @@
 
 `id2fname.pkl`, `id2labels.pkl` and `id2splits.pkl` map sample ids to a file, an integer label and a split.
 The files lie in `feats/` beside the pickles, or right beside them, and hold one (T, F) tensor or a dict from
-ids to tensors. Pickles can run code when they are loaded; the unpickler here admits tensors and plain
-containers and nothing else, and brings tensors that were saved on a GPU to the CPU.
-"""
+ids to X"""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import pickle
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +17,7 @@ import numpy as np
 from ..errors import StoreCorruptError, StoreError
 from .exchange import Item
 from .labels import LabelRow
+from .unpickle import read_pickle
 
 if TYPE_CHECKING:
     import torch
@@ -95,20 +92,22 @@ def read_tensors(path: Path | str) -> torch.Tensor | Mapping[Any, torch.Tensor]:
     """Reads a `.pt` or `.pkl` file of the reference: a tensor, or a dict of tensors, on the CPU.
 
     Raises:
-        StoreError: the file is missing; StoreCorruptError: it holds anything else.
+        StoreError: the file is missing, or holds anything else.
     """
     import torch
 
     path = Path(path)
-    try:
-        if path.suffix == ".pkl":
-            content = _TensorUnpickler(io.BytesIO(path.read_bytes())).load()
-        else:
+    if path.suffix == ".pkl":
+        content = read_pickle(path)
+    else:
+        try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise StoreError("the file is missing", where=str(path), fix="copy the whole folder") from None
-    except Exception as error:  # unpicklers raise nearly everything on foreign bytes
-        raise _broken(f"no tensors ({type(error).__name__}: {str(error).splitlines()[0]})", path) from None
+        except FileNotFoundError:
+            raise StoreError("the file is missing", where=str(path), fix="copy the whole folder") from None
+        except Exception as error:  # torch.load raises nearly everything on foreign bytes
+            raise _broken(
+                f"no tensors ({type(error).__name__}: {str(error).splitlines()[0]})", path
+            ) from None
     tensors: Sequence[Any] = list(content.values()) if isinstance(content, dict) else [content]
     if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
         raise _broken("something else than tensors", path)
@@ -116,48 +115,15 @@ def read_tensors(path: Path | str) -> torch.Tensor | Mapping[Any, torch.Tensor]:
     return loaded
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Admits numbers, text and containers, which need no classes."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Admits tensors as `pickle.dump(tensor)` writes them."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        import torch._utils
-
-        allowed = {
-            ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-            ("torch.storage", "_load_from_bytes"): _load_storage,
-            ("collections", "OrderedDict"): OrderedDict,
-        }
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-        return allowed[module, name]
-
-
-def _load_storage(data: bytes) -> Any:
-    # torch's own function of this name unpickles without restrictions, onto the device it was saved from.
-    import torch
-
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-
-
-def _read_dict(path: Path) -> dict[Any, Any]:
-    try:
-        content = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-    except FileNotFoundError:
-        raise StoreError(
-            "the file is missing", where=str(path), fix=f"the layout needs {NAMES} as .pkl"
-        ) from None
-    except Exception as error:  # unpicklers raise nearly everything on foreign bytes
-        raise _broken(f"no plain dict ({type(error).__name__}: {error})", path) from None
-    if not isinstance(content, dict) or not all(isinstance(key, str | int) for key in content):
-        raise _broken("no dict from text or numbers", path)
-    return content
+def _read_dict(path: Path) -> dict[Any, str | int]:
+    content = read_pickle(path)
+    plain = isinstance(content, dict) and all(
+        isinstance(part, str | int) for pair in content.items() for part in pair
+    )
+    if not plain:
+        raise _broken("no dict from text or numbers to text or numbers", path)
+    known: dict[Any, str | int] = content
+    return known
 
 
 def _broken(what: str, path: Path) -> StoreCorruptError:
