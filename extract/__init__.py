@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .annotations import import_annotations as import_annotations
+    from .check import check_encoder as check_encoder
     from .encoders import load_encoder as load_encoder
     from .manifest import Manifest as Manifest
     from .manifest import Row as Row
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # Resolved on first use: decode workers and `manifest check` import this package and need no torch.
 _HOMES = {
     "import_annotations": ".annotations",
+    "check_encoder": ".check",
     "load_encoder": ".encoders",
     "Manifest": ".manifest",
     "Row": ".manifest",

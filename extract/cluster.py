@@ -155,7 +155,7 @@ def merge_reports(config: Config, reports: Sequence[ExtractReport]) -> ExtractRe
     """
     total = ExtractReport(reports[0].store_path, reports[0].failures_path)
     for report in reports:
-        for name in ("n_videos", "n_done", "n_skipped", "n_failed", "n_windows"):
+        for name in ("n_videos", "n_done", "n_skipped", "n_failed", "n_windows", "n_batches"):
             setattr(total, name, getattr(total, name) + getattr(report, name))
         for stage, seconds in report.stage_s.items():
             total.stage_s[stage] += seconds

@@ -41,7 +41,7 @@ class ExtractReport:
 
     Args:
         n_videos: in this shard; of them n_done were encoded now, n_skipped before, and n_failed have no TSE.
-        n_windows: steps written now.
+        n_windows: steps written now; n_batches were the calls of the encoder.
         stage_s: seconds spent decoding (all processes together), waiting for frames, encoding and writing.
     """
 
@@ -52,6 +52,7 @@ class ExtractReport:
     n_skipped: int = 0
     n_failed: int = 0
     n_windows: int = 0
+    n_batches: int = 0
     stage_s: dict[str, float] = field(
         default_factory=lambda: {"decode": 0.0, "wait": 0.0, "encode": 0.0, "write": 0.0}
     )
@@ -260,6 +261,7 @@ class _Run:
             since = time.perf_counter()
             vectors, probabilities = self._encode_batch(clips)
             self._spend("encode", since)
+            self._report.n_batches += 1
             for place, clip in enumerate(clips):
                 clip.owner.put(
                     clip.slot, vectors[place], None if probabilities is None else probabilities[place]

@@ -48,7 +48,7 @@ def load(name: str, options: Options) -> ClipEncoder:
         _select_rows(state, Path(rows))
     spec = ClipSpec(options.integer("frames", 16), options.integer("size", 224), options.integer("size", 224))
     width = state["patch_embed.proj.weight"].shape[0]
-    model = _build(state, spec, options.integer("heads", _HEADS.get(width, 0) or width // 64), path)
+    model = build_model(state, spec, options.integer("heads", _HEADS.get(width, 0) or width // 64), path)
     embeddings = model.videomae.embeddings
     # A plain attribute that stays behind when the model moves; every forward would copy it to the device.
     embeddings.position_embeddings = embeddings.position_embeddings.to(options.device, options.dtype)
@@ -62,7 +62,7 @@ def load(name: str, options: Options) -> ClipEncoder:
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         layout="BTCHW",
-        embed=_embed,
+        embed=embed,
         device=options.device,
         dtype=options.dtype,
         compile=options.compile,
@@ -134,7 +134,8 @@ def _select_rows(state: dict[str, Tensor], path: Path) -> None:
         ) from None
 
 
-def _build(state: Mapping[str, Tensor], spec: ClipSpec, heads: int, path: Path) -> Any:
+def build_model(state: Mapping[str, Tensor], spec: ClipSpec, heads: int, path: Path) -> Any:
+    """The model of transformers around the very tensors of `state`; `path` is for errors."""
     transformers = import_transformers()
     width, _, tubelet, patch, _ = state["patch_embed.proj.weight"].shape
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
@@ -169,6 +170,7 @@ def _build(state: Mapping[str, Tensor], spec: ClipSpec, heads: int, path: Path) 
     return model
 
 
-def _embed(model: nn.Module, pixels: Tensor) -> Tensor:
+def embed(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Normalised pixels (B, T, C, H, W) -> fc_norm(mean of the tokens), (B, width)."""
     features: Tensor = model(pixel_values=pixels).logits  # the classifier has been taken off
     return features

@@ -147,7 +147,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_the_giant_has_the_published_number_of_parameters(classes: int) -> None:
     """On the meta device: 526 official tensors become 606, nothing missing, nothing left over."""
     from dejavid.extract.encoders.base import ClipSpec
-    from dejavid.extract.encoders.videomae2 import _build
+    from dejavid.extract.encoders.videomae2 import build_model
 
     width, hidden = 1408, 6144
     shapes = {"patch_embed.proj.weight": (width, 3, 2, 14, 14), "patch_embed.proj.bias": (width,)}
@@ -163,6 +163,6 @@ def test_the_giant_has_the_published_number_of_parameters(classes: int) -> None:
     state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     assert len(state) == 526
     assert len(to_transformers(state)) == 606
-    model = _build(state, ClipSpec(16, 224, 224), 16, Path("giant"))
+    model = build_model(state, ClipSpec(16, 224, 224), 16, Path("giant"))
     parameters = sum(p.numel() for p in model.parameters())
     assert parameters == 1_011_610_752 + classes * (width + 1)

@@ -109,3 +109,20 @@ def cut_file(source: Path, path: Path, share: float) -> Path:
     data = source.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     return path
+
+
+def repeat_video(source: Path, path: Path, times: int) -> Path:
+    """The packets of `source`, `times` times one after another: a long video in no time."""
+    with av.open(str(path), "w") as writer:
+        copy: Any = None
+        for turn in range(times):
+            with av.open(str(source)) as reader:
+                stream = reader.streams.video[0]
+                copy = copy or writer.add_stream_from_template(stream)
+                for packet in reader.demux(stream):
+                    if packet.pts is not None:
+                        packet.pts += turn * stream.duration
+                        packet.dts += turn * stream.duration
+                        packet.stream = copy
+                        writer.mux(packet)
+    return path
