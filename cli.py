@@ -204,6 +204,24 @@ def predict(
 
 
 @app.command()
+def export(
+    head: Annotated[Path, typer.Argument(metavar="HEAD", help="Folder of a head, such as runs/demo/head.")],
+    into: Annotated[Path, typer.Argument(metavar="INTO", help="Folder to make.")],
+    steps: Annotated[
+        int | None, typer.Option(metavar="T", help="Also a torch.export program for TSEs of T steps.")
+    ] = None,
+) -> None:
+    """Copies a head into a folder of its own, with a model card."""
+    from .evaluate.export import export_head
+
+    done = export_head(head, into, n_steps=steps)
+    for path in done.paths:
+        typer.echo(str(path))
+    if steps is not None:
+        typer.echo(f"torch.export program: {done.program}")
+
+
+@app.command()
 def demo(
     overrides: Overrides = None,
     clips: Annotated[int, typer.Option(min=2, help="Training clips per class.")] = 20,

@@ -1,6 +1,6 @@
 """A self-contained HTML page: text, tables and plotly figures in one file that needs no network.
 
-Every text passes `html.escape`; figures travel as JSON in which `<` cannot end their script element.
+Every text passes `html.escape`; figures travel as plotly's JSON, which writes `<` as \\u003c and so cannot end its script element.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Page:
         """
         self._n_figures += 1
         name = f"f{self._n_figures}"
-        content = figure.to_json().replace("<", "\\u003c")
+        content = figure.to_json()
         kind = "figure wide" if wide else "figure"
         self._body.append(
             f'<div class="scroll"><div class="{kind}" data-figure="{name}" role="img"'
