@@ -13,8 +13,6 @@ import argparse
 import json
 import os
 import platform
-import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -151,12 +149,13 @@ def measure_cold(openers: dict[str, Callable[[], Reader]], batches: list[list[in
 def opening(path: Path) -> dict[str, float]:
     """Seconds and peak memory of a fresh process that opens a store."""
     code = (
-        "import sys, time, resource\n"
+        "import pathlib, re, sys, time\n"
         "from dejavid.store import open_store\n"
         "start = time.perf_counter()\n"
         "store = open_store(sys.argv[1])\n"
         "seconds = time.perf_counter() - start\n"
-        "print(len(store), seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
+        "status = pathlib.Path('/proc/self/status').read_text()\n"
+        "print(len(store), seconds, int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) / 1024)\n"
     )
     answers = [
         subprocess.run(
@@ -196,8 +195,9 @@ def run(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     import h5py
 
     with h5py.File(root / "flat.h5", "w") as file:
-        rows = np.memmap(root / "rows.bin", np.float16, "r").reshape(-1, args.dim)
+        rows = np.fromfile(root / "rows.bin", np.float16).reshape(-1, args.dim)
         file.create_dataset("tse", data=rows, chunks=(64, args.dim))
+    del rows
     openers: dict[str, Callable[[], Reader]] = {
         "np.memmap": lambda: memmap_reader(root / "rows.bin", offsets, args.dim),
         "store zarr": lambda: store_reader(root / "zarr", "once"),
@@ -235,8 +235,6 @@ def run(args: argparse.Namespace, root: Path) -> dict[str, Any]:
     many_videos(root / "many", args.many, args.parts)
     open_store(root / "many")  # writes the index cache
     result["open"] = {"parts": args.parts, **opening(root / "many")}
-    shutil.rmtree(root / "many" / "index")
-    result["peak_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return result
 
 

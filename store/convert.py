@@ -103,7 +103,7 @@ def convert(
             if record.video_id not in store:
                 where = f"video {record.video_id[:200]}"
                 values = to_stored(from_stored(record.values, old.dtype), new.dtype, where)
-                writer.append_record(replace(record, values=values.copy()))
+                writer.append_record(replace(record, values=values))
     store.refresh()
     return ConvertReport(len(store), n_present)
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StoreError, StoreLockedError
-from .layout import COMMIT_FILE, PARTS, QUARANTINE, TEMPORARY, Commit
+from .layout import COMMIT_FILE, PARTS, QUARANTINE, TEMPORARY, Bytes, Commit
 
 _READ_BYTES = 1 << 20
 _URL = re.compile(r"([a-z][a-z0-9]+):/+(.+)")  # pathlib makes one slash of two
@@ -83,7 +83,7 @@ class Folder:
                 temporary.unlink(missing_ok=True)
         return True
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: Bytes) -> None:
         """Writes or replaces a file that is only a cache: whole or not at all, but not synced."""
         target = self.path / name
         temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:8]}")
@@ -95,7 +95,7 @@ class Folder:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def commit(self, part: str, objects: Mapping[str, bytes], commit: bytes) -> None:
+    def commit(self, part: str, objects: Mapping[str, Bytes], commit: bytes) -> None:
         """Makes a part durable, then visible.
 
         Raises:
@@ -233,7 +233,7 @@ def writing(where: str) -> Iterator[None]:
         ) from error
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: Bytes) -> None:
     with path.open("xb") as file:
         file.write(data)
 

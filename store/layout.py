@@ -51,6 +51,7 @@ EXTRA_NAME = re.compile(r"[a-z0-9_]{1,64}")
 _SEAL_START = b'{"crc32c": "'
 
 Array = NDArray[Any]
+Bytes = bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def crc32c(data: Array | bytes, start: int = 0) -> int:
     return int(google_crc32c.extend(start, data))
 
 
-def object_crc(data: bytes, start: int = 0) -> int:
+def object_crc(data: Bytes, start: int = 0) -> int:
     """CRC-32 (of zlib) of a whole object, continuing from `start`.
 
     Not CRC-32C: a Zarr chunk ends with its own CRC-32C, and over such bytes CRC-32C is the same constant for
@@ -219,7 +220,7 @@ def _damaged(what: str, where: str) -> StoreCorruptError:
 
 
 def to_stored(values: Array, dtype: str, where: str) -> Array:
-    """Casts features to what a store of `dtype` holds, C-contiguous.
+    """Casts features to what a store of `dtype` holds; always a new, C-contiguous array.
 
     Args:
         values: finite numbers of any real dtype.
@@ -229,23 +230,23 @@ def to_stored(values: Array, dtype: str, where: str) -> Array:
     Raises:
         StoreError: a value is NaN or infinite, or too large for `dtype`.
     """
-    if not np.isfinite(values).all():
-        count = int(np.size(values) - np.isfinite(values).sum())
+    with np.errstate(over="ignore"):
+        single = np.array(values, dtype=np.float32 if dtype == "bfloat16" else DTYPES[dtype], order="C")
+    stored = _to_bfloat16(single) if dtype == "bfloat16" else single
+    if np.isfinite(from_stored(stored, dtype)).all():
+        return stored
+    strange = np.size(values) - np.count_nonzero(np.isfinite(values))
+    if strange:
         raise StoreError(
-            f"{count} of {np.size(values)} features are NaN or infinite",
+            f"{strange} of {np.size(values)} features are NaN or infinite",
             where=where,
             fix="find out why the encoder makes them (half precision overflows first); nothing was stored",
         )
-    with np.errstate(over="ignore"):
-        single = np.ascontiguousarray(values, dtype=np.float32 if dtype == "bfloat16" else DTYPES[dtype])
-    stored = _to_bfloat16(single) if dtype == "bfloat16" else single
-    if not np.isfinite(from_stored(stored, dtype)).all():
-        raise StoreError(
-            f"the largest feature, {np.abs(values).max():g}, does not fit {dtype}",
-            where=where,
-            fix="set store.dtype to bfloat16 or float32 and write a new store",
-        )
-    return stored
+    raise StoreError(
+        f"the largest feature, {np.abs(values).max():g}, does not fit {dtype}",
+        where=where,
+        fix="set store.dtype to bfloat16 or float32 and write a new store",
+    )
 
 
 def from_stored(values: Array, dtype: str) -> Array:

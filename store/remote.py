@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import MissingDependencyError, StoreCorruptError, StoreError
 from .folder import Folder, failpoint, writing
-from .layout import COMMIT_FILE, PARTS, QUARANTINE, TEMPORARY, Commit, object_crc
+from .layout import COMMIT_FILE, PARTS, QUARANTINE, TEMPORARY, Bytes, Commit, object_crc
 from .part import PartGoneError
 
 CACHE_VARIABLE = "DEJAVID_CACHE"  # folder of the local copies
@@ -119,11 +119,11 @@ class ObjectFolder(Folder):
                 return False
         return True
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: Bytes) -> None:
         with writing(f"{self._url}/{name}"), self._asking() as client:
             self._obstore.put(client, name, data)
 
-    def commit(self, part: str, objects: Mapping[str, bytes], commit: bytes) -> None:
+    def commit(self, part: str, objects: Mapping[str, Bytes], commit: bytes) -> None:
         failpoint("commit.begun")
         for name, data in objects.items():
             self.replace(f"{PARTS}/{part}/{name}", data)

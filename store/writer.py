@@ -172,8 +172,8 @@ def make_record(
             )
         kept[name] = np.array(np.atleast_1d(array), dtype=array.dtype.newbyteorder("<"))
     stored = to_stored(tse, header.dtype, f"video {video_id!r}")
-    # Copies: the caller may reuse its buffers before the part is written.
-    return Record(video_id, stored.copy(), times[0].copy(), times[1].copy(), int(n_frames), status, kept)
+    # All are copies: the caller may reuse its buffers before the part is written.
+    return Record(video_id, stored, times[0].copy(), times[1].copy(), int(n_frames), status, kept)
 
 
 def commit_part(
