@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..config import Config
 from ..errors import ConfigError, OutOfMemory, PartialResultError, Preempted
 from ..store import StoreWriter, create_store
-from .assemble import Assembly, Clip, Floats
+from .assemble import Assembly, Clip
 from .decode import decoder_facts
 from .encoders import ClipEncoder, load_encoder
 from .ledger import FailureLedger
@@ -174,6 +174,14 @@ class _Open:
     end: End
 
 
+class _Batch(NamedTuple):
+    """Clips that the encoder has been given, and where its results (will) lie."""
+
+    clips: Sequence[Clip]
+    vectors: torch.Tensor
+    probabilities: torch.Tensor | None
+
+
 class _Run:
     """The loop of one shard. Videos enter in order and leave in order."""
 
@@ -194,7 +202,10 @@ class _Run:
         self._batch_size = config.extract.batch_size
         self._workers = config.extract.workers
         self._clips: deque[Clip] = deque()
+        self._batches: deque[_Batch] = deque()
         self._open: deque[_Open] = deque()
+        # The largest value that the store's type holds; what is not below it is no feature.
+        self._limit = 65504.0 if config.store.dtype == "float16" else float(np.finfo(np.float32).max)
         self._begin = time.monotonic()
 
     def process(
@@ -256,19 +267,28 @@ class _Run:
         return pixels
 
     def _encode(self, *, everything: bool) -> None:
+        since = time.perf_counter()
         while len(self._clips) >= self._batch_size or (everything and self._clips):
             clips = [self._clips.popleft() for _ in range(min(self._batch_size, len(self._clips)))]
-            since = time.perf_counter()
-            vectors, probabilities = self._encode_batch(clips)
-            self._spend("encode", since)
-            self._report.n_batches += 1
-            for place, clip in enumerate(clips):
-                clip.owner.put(
-                    clip.slot, vectors[place], None if probabilities is None else probabilities[place]
-                )
-            self._write_complete()
+            self._batches.append(self._launch(clips))
+            # One batch stays behind: a GPU works on it while the next one is put together.
+            if len(self._batches) > 1:
+                self._collect()
+        while everything and self._batches:
+            self._collect()
+        self._spend("encode", since)
+        self._write_complete()
 
-    def _encode_batch(self, clips: Sequence[Clip]) -> tuple[Floats, Floats | None]:
+    def _collect(self) -> None:
+        """Waits for the oldest batch and hands its results to the videos they belong to."""
+        clips, vectors, probabilities = self._batches.popleft()
+        rows = vectors.cpu().numpy()
+        views = None if probabilities is None else probabilities.cpu().numpy()
+        for place, clip in enumerate(clips):
+            clip.owner.put(clip.slot, rows[place], None if views is None else views[place])
+        self._report.n_batches += 1
+
+    def _launch(self, clips: Sequence[Clip]) -> _Batch:
         # Always the same shape: compiled models and kernel choices depend on it.
         padding = [clips[-1].pixels] * (self._batch_size - len(clips))
         batch = torch.stack([*(clip.pixels for clip in clips), *padding])
@@ -286,16 +306,14 @@ class _Run:
                 features = torch.cat([features, logits], dim=-1)
             case "embedding+probabilities" if probabilities is not None:
                 features = torch.cat([features, probabilities], dim=-1)
-        if probabilities is None or self._recipe.official == "none":
-            return features.cpu().numpy(), None
-        return features.cpu().numpy(), probabilities.cpu().numpy()
+        return _Batch(clips, features, None if self._recipe.official == "none" else probabilities)
 
     def _write_complete(self) -> None:
         while self._open and self._open[0].assembly.complete:
             video = self._open.popleft()
             tse = video.assembly.finish()
-            if not np.isfinite(tse.values).all():
-                self._fail(video.row, "encode", "the features are not finite")
+            if not (np.abs(tse.values) <= self._limit).all():
+                self._fail(video.row, "encode", f"features that are not finite, or beyond {self._limit:g}")
                 continue
             since = time.perf_counter()
             self._writer.append(

@@ -30,6 +30,7 @@ from dejavid.errors import (
 )
 from dejavid.extract import Row, extract_videos, load_encoder, pool, write_manifest
 from dejavid.extract.decode import open_video
+from dejavid.extract.encoders import Encoded, TorchEncoder
 from dejavid.extract.windows import plan_windows
 from dejavid.store import Store, open_store
 
@@ -287,6 +288,25 @@ def test_broken_videos_become_ledger_rows(
             np.frombuffer(expected[f"v{k}"][0], np.float32),
             atol=1e-6,
         )
+
+
+def test_features_that_are_no_numbers_are_failures(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = TorchEncoder.encode
+
+    def sometimes_nan(self: TorchEncoder, clips: torch.Tensor) -> Encoded:
+        encoded = encode(self, clips)
+        first = encoded.features[:, :1]
+        return encoded._replace(features=encoded.features / (first > first.mean()))
+
+    monkeypatch.setattr(TorchEncoder, "encode", sometimes_nan)
+    config = _config(manifest, tmp_path, "extract.max_failed=11", "store.dtype=float16")
+    report = extract_videos(config, progress=False)
+    assert report.n_failed > 0
+    assert report.n_done + report.n_failed == N
+    (ledger,) = report.failures_path.glob("*.jsonl")
+    assert all(json.loads(line)["stage"] == "encode" for line in ledger.read_text().splitlines())
 
 
 def test_too_many_failures_exit_4_and_retry_mends_them(manifest: Path, tmp_path: Path) -> None:
