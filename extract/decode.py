@@ -98,7 +98,7 @@ class PyavVideo:
         self._container = container
         self._stream = _video_stream(container, path)
         self.header_frames: int = self._stream.frames  # 0 where the container does not tell
-        self.codec: str = self._stream.codec_context.name
+        self.codec: str = self._stream.codec_context.codec.canonical_name
         # Videos are decoded side by side, so one thread each.
         self._stream.thread_count = 1
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)

@@ -44,6 +44,7 @@ VIDEOS: dict[str, tuple[Callable[[Path], Path], int, int]] = {
     "bframes.mp4": (lambda p: write_video(p, codec="mpeg4", options={"bf": "2"}), 75, 0),
     "vp9.webm": (lambda p: write_video(p, 30, **VP9), 30, 0),
     "vp8.webm": (lambda p: write_video(p, 30, codec="libvpx", options={"cpu-used": "8"}), 30, 0),
+    "av1.mp4": (lambda p: write_video(p, 30, codec="libsvtav1", options={"preset": "12"}), 30, 0),
     "tenbit.mp4": (
         lambda p: write_video(
             p, 30, codec="libx265", pix_fmt="yuv420p10le", options={"x265-params": "log-level=none"}
