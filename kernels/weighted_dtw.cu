@@ -33,7 +33,6 @@ constexpr int kDepth = 16;      // features of one stage
 constexpr int kStages = 3;      // one computed on, two on their way
 constexpr int kThreads = 256;
 constexpr int kSteps = 8;       // centroid steps that a path kernel holds in registers
-constexpr float kWall = 3.0e38f;  // accumulated cost outside the table
 
 // ---- Local costs ----------------------------------------------------------------------------------------------
 
@@ -214,22 +213,22 @@ align(float* cost, int n_shares, int n_rows, int n_columns, const Index* __restr
   };
 
   const float start = local(0, 0);  // on every path: left out of the sums, it costs them no precision
-  float here = kWall;
+  float here = 0;
   for (int top = 0; top < length; top += width) {
     const int t = top + lane;
     float* edge = cost + ((Index)k * length + top - 1) * n_columns + first;
-    float corner = kWall;
+    float corner = 0;
     unsigned back_t = 0, back_s = 0;
-    here = kWall;
     __syncwarp(group);  // the band above has been written
     for (int d = 0; d < n_steps + width - 1; d++) {
       const int s = d - lane;
       float above = __shfl_up_sync(group, here, 1, width);
-      if (lane == 0) above = top > 0 && s < n_steps ? edge[s] : kWall;
+      if (lane == 0) above = top > 0 && s < n_steps ? edge[s] : 0;
       if (t < length && s >= 0 && s < n_steps) {
-        const float left = s > 0 ? here : kWall;
-        float best = above < left ? above : left;
-        bool up = above < left, back = !up;
+        // The walls are decided by position, so that the path stays inside the table whatever the costs are.
+        const float left = here;
+        bool up = t > 0 && (s == 0 || above < left), back = !up;
+        float best = up ? above : left;
         if (diagonal && t > 0 && s > 0 && !(best < corner)) {
           best = corner;
           up = back = true;

@@ -72,24 +72,26 @@ class StandIn:
 
 
 @pytest.fixture(scope="session")
-def stand_in(tmp_path_factory):
-    """The CUDA source compiled with g++ through cuda_on_cpu.h."""
+def stand_in_of(tmp_path_factory):
+    """Compiles a CUDA source with g++ through cuda_on_cpu.h."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed: the CUDA source cannot run on the CPU")
-    library = tmp_path_factory.mktemp("cuda") / "weighted_dtw.so"
-    flags = [
-        "-std=c++20",
-        "-O2",
-        "-shared",
-        "-fPIC",
-        "-DHALF_SEARCH",
-        "-fno-strict-aliasing",
-        "-Wno-unknown-pragmas",
-    ]
-    folders = [f"-I{HERE}", f"-I{cuda.SOURCE.parent}"]
-    source = HERE / "weighted_dtw_on_cpu.cpp"
-    subprocess.run(["g++", *flags, *folders, "-o", str(library), str(source)], check=True)
-    return StandIn(library)
+
+    def compile_source(source):
+        folder = tmp_path_factory.mktemp("cuda")
+        (folder / "weighted_dtw.cu").write_text(source)
+        library = folder / "weighted_dtw.so"
+        flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-fno-strict-aliasing", "-Wno-unknown-pragmas"]
+        flags += ["-DHALF_SEARCH", f"-I{HERE}", f"-I{folder}", "-o", str(library)]
+        subprocess.run(["g++", *flags, str(HERE / "weighted_dtw_on_cpu.cpp")], check=True)
+        return StandIn(library)
+
+    return compile_source
+
+
+@pytest.fixture(scope="session")
+def stand_in(stand_in_of):
+    return stand_in_of(cuda.SOURCE.read_text())
 
 
 @pytest.fixture(params=["torch", "cpu", "cuda"])
