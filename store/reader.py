@@ -155,7 +155,7 @@ class Store:
         Args:
             ids: videos, in the order wanted.
             dtype: "float32", or "stored": as they are on disk (bfloat16 as its bits in uint16).
-            pin: page-locked memory, for faster copies to a GPU.
+            pin: page-locked memory, for faster copies to a GPU; plain memory where there is none.
         """
         return self._retrying(lambda table: self._read(table, list(ids), dtype, pin))
 
@@ -296,12 +296,14 @@ class Store:
             raise ConfigError(f"dtype {dtype!r}", where="Store.read", fix='use "float32" or "stored"')
         kind = np.dtype(np.float32) if dtype == "float32" else DTYPES[self.dtype]
         shape = (rows, self.feature_dim)
-        if not pin:
-            return np.empty(shape, kind)
-        import torch
+        if pin:
+            import torch
 
-        memory = torch.empty(rows * self.feature_dim * kind.itemsize, dtype=torch.uint8, pin_memory=True)
-        return np.asarray(memory.numpy().view(kind).reshape(shape))
+            if torch.cuda.is_available():
+                n_bytes = rows * self.feature_dim * kind.itemsize
+                memory = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+                return np.asarray(memory.numpy().view(kind).reshape(shape))
+        return np.empty(shape, kind)
 
     def _need_labels(self, what: str) -> None:
         if self._labels_path is None:

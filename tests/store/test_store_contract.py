@@ -113,6 +113,16 @@ class StoreContract:
             assert offsets.tolist() == [0, 1, 3, 6, 10, 15]
             assert torch.equal(values.float(), torch.from_numpy(np.concatenate(list(videos.values()))))
 
+    @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+    def test_pinned_batches(self, tmp_path, device):
+        if device == "cuda" and not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        store = fill(tmp_path, {"v": features(np.random.default_rng(0), 9, 4)}, format=self.format)
+        batch = store.read(["v"], pin=True)
+        np.testing.assert_array_equal(batch.values, store.get("v").values)
+        assert torch.from_numpy(batch.values).is_pinned() == torch.cuda.is_available()
+        assert torch.equal(store.to_device(["v"], device)[0].cpu(), torch.from_numpy(batch.values))
+
     def test_extras_and_status(self, tmp_path):
         store = create_store(tmp_path, feature_dim=2, fingerprint_facts={}, format=self.format)
         logits, views = np.arange(6, dtype=np.float32).reshape(3, 2), np.array([[[1, 2]]], np.int64)

@@ -10,9 +10,21 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from dejavid.store import compact, merge, open_store, repair, verify
+from dejavid.errors import StoreError
+from dejavid.store import (
+    compact,
+    convert,
+    export_features,
+    import_features,
+    info,
+    merge,
+    open_store,
+    repair,
+    verify,
+)
 
 MODULES = [importlib.import_module(f"dejavid.store.{name}") for name in ("folder", "compact")]
 KILLED = -signal.SIGKILL
@@ -99,6 +111,24 @@ def test_killed_while_compacting(tmp_path, stores, kill_at, point, after, format
     assert verify(tmp_path).n_parts == 1
 
 
+def test_half_a_compaction_keeps_the_copy_that_counted(tmp_path, stores, kill_at):
+    """Of two copies the older part's counts, also when only that part was compacted before the kill."""
+    stores.create(tmp_path)
+    for number in range(6):
+        with open_store(tmp_path).writer() as writer:
+            name = "v0" if number == 3 else f"v{number}"
+            writer.append(name, [[number] * 5], start_s=[0], end_s=[1], n_frames=1)
+    size = info(tmp_path).n_bytes // 6
+    kill_at("compact.removed", 2)
+    assert stores.in_child(lambda: compact(tmp_path, target_bytes=size * 5 // 2)) == KILLED
+    kill_at("nowhere")
+    assert info(tmp_path).n_parts == 4
+    for _ in range(2):
+        assert open_store(tmp_path).get("v0").values[0, 0] == 0
+        compact(tmp_path)
+    assert (info(tmp_path).n_parts, info(tmp_path).n_duplicates) == (1, 0)
+
+
 @pytest.mark.parametrize("point", ["compact.written", "compact.removed"])
 def test_repair_finishes_an_interrupted_compaction(tmp_path, stores, kill_at, point):
     stores.fill(tmp_path, range(12), 3)
@@ -120,6 +150,9 @@ def test_a_damaged_copy_does_not_replace_its_sources(tmp_path, stores, kill_at):
     (copy,) = (part for part in (tmp_path / "parts").iterdir() if part.name not in sources)
     shard = copy / "tse/c/0/0"
     shard.write_bytes(shard.read_bytes()[::-1])
+    with pytest.raises(StoreError, match="have changed"):
+        compact(tmp_path)
+    assert {part.name for part in (tmp_path / "parts").iterdir()} == sources | {copy.name}
     report = repair(tmp_path)
     assert set(report.quarantined) == {copy.name}
     assert report.lost == []
@@ -149,6 +182,28 @@ def test_killed_while_merging(tmp_path, stores, kill_at):
     report = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
     assert (report.n_parts_copied, report.n_parts_present) == (1, 3)
     stores.check(tmp_path / "c", range(12))
+
+
+@pytest.mark.parametrize("work", ["convert", "import"])
+def test_killed_while_copying(tmp_path, stores, kill_at, work):
+    """A second run goes on with what is missing, and the result is that of an undisturbed one."""
+    stores.fill(tmp_path / "a", range(12), 3)
+    export_features(tmp_path / "a", tmp_path / "plain", layout="hdf5")
+
+    def copy():
+        if work == "convert":
+            return convert(tmp_path / "a", tmp_path / "b", format="hdf5")
+        return import_features(tmp_path / "plain", tmp_path / "b", layout="hdf5")
+
+    for point in ("commit.object", "commit.renamed"):
+        kill_at(point)
+        assert stores.in_child(copy) == KILLED
+    kill_at("nowhere")
+    assert copy().n_present == 12
+    store, source = open_store(tmp_path / "b"), open_store(tmp_path / "a")
+    assert store.ids() == source.ids()
+    assert np.array_equal(store.read(store.ids()).values, source.read(store.ids()).values)
+    assert verify(tmp_path / "b").damaged == []
 
 
 def test_sigterm_commits_what_was_appended(tmp_path, stores):

@@ -256,25 +256,6 @@ def test_duplicates_are_told_with_whether_they_are_equal(tmp_path, stores):
     stores.check(tmp_path, range(3))
 
 
-def test_compaction_keeps_the_copy_that_counted(tmp_path, stores):
-    """Parts a < b < c; b and c hold another v1 each. Compacting a and c must not let b's win."""
-    stores.fill(tmp_path, range(3), 3)
-    for value in (1, 2):
-        with open_store(tmp_path).writer() as writer:
-            for name in ("v1", f"only{value}"):
-                size = 3000 if value == 1 else 1
-                writer.append(
-                    name, np.full((size, 5), value), start_s=np.zeros(size), end_s=np.ones(size), n_frames=1
-                )
-    before = {i: open_store(tmp_path).get(i).values for i in open_store(tmp_path).ids()}
-    for target in (40_000, 10**9):
-        compact(tmp_path, target_bytes=target)
-        after = open_store(tmp_path)
-        assert after.ids() == sorted(before)
-        for video_id, values in before.items():
-            np.testing.assert_array_equal(after.get(video_id).values, values)
-
-
 @FORMATS
 def test_compact_reaches_the_target_and_keeps_kinds_of_extras_apart(tmp_path, stores, format):
     store = stores.create(tmp_path, format)
