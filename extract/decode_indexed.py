@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from .decode import Frame, PyavVideo, Video, missing_decoder, open_pyav, undecodable
 
 _FORMATS = {"mov", "mp4", "matroska", "webm"}
-_CODECS = {"h264", "hevc", "vp9", "av1"}
+# torchcodec 0.13 crashed on AV1
+_CODECS = {"decord": {"h264", "hevc", "vp9", "av1"}, "torchcodec": {"h264", "hevc", "vp9"}}
 _BATCH = 8  # frames; all of them are in memory at once
 
 # first index, number of frames -> images (n, H, W, 3) and seconds (n,)
@@ -120,7 +121,7 @@ def _probe(path: Path, start_s: float | None, end_s: float | None, name: str) ->
     """The file as PyAV sees it, if the decoder can be trusted with such files."""
     with open_pyav(path, start_s, end_s) as video:
         assert isinstance(video, PyavVideo)
-        if not _FORMATS & set(video.container_format.split(",")) or video.codec not in _CODECS:
+        if not _FORMATS & set(video.container_format.split(",")) or video.codec not in _CODECS[name]:
             raise _refused(name, f"{video.codec} in {video.container_format}", path)
         if video.header_frames and video.header_frames != video.count_packets(whole=True):
             raise _refused(name, "an edit list hides some of its frames", path)

@@ -26,7 +26,7 @@ EVERY = np.arange(10_000)
 # What decoders that seek do not get right, and therefore refuse.
 REFUSED = {
     "decord": {"h264.ts", "h264.avi", "bframes.avi", "bframes.mp4", "vp8.webm", "edited.mp4"},
-    "torchcodec": {"h264.ts", "h264.avi", "bframes.avi", "bframes.mp4", "vp8.webm", "edited.mp4"},
+    "torchcodec": {"h264.ts", "h264.avi", "bframes.avi", "bframes.mp4", "vp8.webm", "edited.mp4", "av1.mp4"},
 }
 H264 = {"codec": "libx264", "options": {"bf": "2", "g": "30"}}
 FAST = {"container_options": {"movflags": "+faststart"}}
