@@ -108,17 +108,13 @@ def fit_centroids(
             where="the training split",
             fix="add training videos of these classes, or take the classes out of the manifest",
         )
-    classes = [kept[index] for index in range(len(class_names))]
-    chosen = PackedSamples(values, offsets, labels).subset(
-        torch.tensor([i for members in classes for i in members])
-    )
-    inputs = fit_inputs(
-        chosen.values, chosen.offsets, features=features, standardise=standardise, position=position
-    ).to(chosen.values.device)
-    tses = list(torch.split(inputs(chosen.values, chosen.offsets), chosen.lengths.tolist()))
+    classes = [torch.tensor(kept[index]) for index in range(len(class_names))]
+    everything = PackedSamples(values, offsets, labels)
+    inputs = _fitted_inputs(everything, torch.cat(classes), features, standardise, position)
     found = []
     for members in tqdm(classes, desc="centroids", unit="class", disable=None if progress else True):
-        samples, tses = tses[: len(members)], tses[len(members) :]
+        packed, bounds = everything.take(members)
+        samples = torch.split(inputs(packed, bounds), bounds.diff().tolist())
         found.append(
             find_barycenter(
                 samples,
@@ -139,6 +135,17 @@ def fit_centroids(
         tuple(center.converged for center in found),
         inputs,
     )
+
+
+def _fitted_inputs(
+    samples: PackedSamples, read: Tensor, features: str, standardise: bool, position: float
+) -> InputLayer:
+    # The usual caller has loaded only what is read: no second copy then.
+    chosen = samples if len(read) == len(samples.labels) else samples.subset(read)
+    inputs = fit_inputs(
+        chosen.values, chosen.offsets, features=features, standardise=standardise, position=position
+    )
+    return inputs.to(chosen.values.device)
 
 
 def load_centroids(path: Path) -> Centroids:

@@ -51,14 +51,18 @@ def resample(tse: Tensor, length: int) -> Tensor:
     Returns:
         (length, F), of the dtype of `tse`.
     """
-    n_steps = len(tse)
-    if length == 1:
-        return tse[:1].clone()
-    positions = torch.arange(length, dtype=torch.float64, device=tse.device) * ((n_steps - 1) / (length - 1))
-    left = positions.long().clamp(max=n_steps - 1)
-    right = (left + 1).clamp(max=n_steps - 1)
-    share = (positions - left).to(tse.dtype).unsqueeze(1)
-    return tse[left] * (1 - share) + tse[right] * share
+    return _resample_all(tse, torch.tensor([0, len(tse)]), length)
+
+
+def _resample_all(values: Tensor, offsets: Tensor, length: int) -> Tensor:
+    """`resample` for N packed TSEs: (N * length, F)."""
+    starts, last = offsets[:-1, None], (offsets.diff() - 1)[:, None]
+    positions = torch.arange(length, dtype=torch.float64) * (last / max(length - 1, 1))
+    left = positions.long().minimum(last)
+    right = (left + 1).minimum(last)
+    share = (positions - left).flatten().to(values).unsqueeze(1)
+    low, high = ((starts + side).flatten().to(values.device) for side in (left, right))
+    return torch.lerp(values[low], values[high], share)
 
 
 def reservoir(labels: Sequence[int] | Array, max_per_class: int, seed: int) -> dict[int, list[int]]:
@@ -148,27 +152,27 @@ def find_barycenter(
     backend: str = "auto",
 ) -> Barycenter:
     """`barycenter`, with the record of how it was reached."""
-    tses = _checked(samples, length)
+    values, offsets = _packed(samples, length)
     if update not in ("mean", "median"):
         raise ConfigError(f"update={update!r}", where="barycenter", fix="use 'mean' or 'median'")
+    # What a medoid is chosen from, and where it starts: always of the barycenter's length.
+    starts = _resample_all(values, offsets, length).view(len(offsets) - 1, length, -1)
     if resampled:
-        tses = [resample(tse, length) for tse in tses]
-    values = torch.cat(tses)
-    offsets = _offsets(tses)
+        values, offsets = starts.flatten(0, 1), torch.arange(len(starts) + 1) * length
     medoid = None
     if isinstance(init, Tensor):
         center = init.to(values)
-        if center.shape != (length, values.shape[1]):
+        if center.shape != starts.shape[1:]:
             raise ConfigError(
-                f"init has the shape {tuple(init.shape)}, not {(length, values.shape[1])}",
+                f"init has the shape {tuple(init.shape)}, not {tuple(starts.shape[1:])}",
                 where="barycenter",
                 fix="give one (length, F) tensor",
             )
     elif init == "tslearn":
-        center = _tslearn_barycenter(tses, length).to(values)
+        center = _tslearn_barycenter(torch.split(values, offsets.diff().tolist()), length).to(values)
     elif init == "medoid":
-        medoid = _medoid(tses, values, offsets, length, step_pattern, backend)
-        center = resample(tses[medoid], length)
+        medoid = _medoid(starts, values, offsets, step_pattern, backend)
+        center = starts[medoid]
     else:
         raise ConfigError(f"init={init!r}", where="barycenter", fix="use 'medoid', 'tslearn' or a tensor")
 
@@ -193,12 +197,13 @@ def find_barycenter(
     return Barycenter(center, n_updates, False, medoid)
 
 
-def _checked(samples: Sequence[Tensor | Array], length: int) -> list[Tensor]:
+def _packed(samples: Sequence[Tensor | Array], length: int) -> tuple[Tensor, Tensor]:
+    """The samples as float32 (S, F) and offsets (N + 1,), checked."""
     if length < 1:
         raise ConfigError(f"length={length}", where="barycenter", fix="a centroid has at least one step")
     if len(samples) == 0:
         raise ConfigError("no samples", where="barycenter", fix="give at least one TSE")
-    tses = [torch.as_tensor(sample).to(torch.float32) for sample in samples]
+    tses = [torch.as_tensor(sample) for sample in samples]
     for index, tse in enumerate(tses):
         if tse.ndim != 2 or len(tse) == 0 or tse.shape[1] != tses[0].shape[-1]:
             raise ConfigError(
@@ -206,29 +211,14 @@ def _checked(samples: Sequence[Tensor | Array], length: int) -> list[Tensor]:
                 where=f"barycenter, samples[{index}]",
                 fix="give TSEs (T, F) with T >= 1 and one F",
             )
-        if not bool(torch.isfinite(tse).all()):
-            raise ConfigError(
-                "a sample holds NaN or infinite values",
-                where=f"barycenter, samples[{index}]",
-                fix="leave the sample out, or extract it again",
-            )
-    return tses
+    # Values that are no numbers are found, and their sample named, by the kernels.
+    return torch.cat(tses).float(), torch.tensor([0, *(len(tse) for tse in tses)]).cumsum(0)
 
 
-def _offsets(tses: Sequence[Tensor]) -> Tensor:
-    lengths = torch.tensor([0, *(len(tse) for tse in tses)])
-    return lengths.cumsum(0)
-
-
-def _medoid(
-    tses: list[Tensor], values: Tensor, offsets: Tensor, length: int, step_pattern: str, backend: str
-) -> int:
+def _medoid(starts: Tensor, values: Tensor, offsets: Tensor, step_pattern: str, backend: str) -> int:
     """Index of the sample that, as a centre, is nearest to all samples in sum; the first of equals."""
-    if len(tses) == 1:
-        return 0
-    centers = torch.stack([resample(tse, length) for tse in tses])
     distances = weighted_dtw(
-        values, offsets, centers, torch.zeros_like(centers), step_pattern=step_pattern, backend=backend
+        values, offsets, starts, torch.zeros_like(starts), step_pattern=step_pattern, backend=backend
     )
     # distances[j, i]: centre i, series j. The reference sums over the centres, so over axis 1 here.
     return int(distances.double().sum(1).argmin())
