@@ -6,7 +6,9 @@ import itertools
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -28,10 +30,11 @@ class MappedPart:
         self.commit = commit
         self.name = commit.part
         self._offsets = [0, *itertools.accumulate(commit.lengths)]
-        self._maps: dict[str, mmap.mmap] = {}
         self._arrays: dict[str, Array] = {}
-        self._chunk_rows = commit.arrays["tse"].chunk_rows
-        self._chunks = self._views(commit.arrays["tse"])
+        self._place = commit.arrays["tse"]
+        with self._open(self._place.object) as file:
+            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._chunks = _views(self._place, self._mapped)
         self._checked = bytearray(len(commit.ids))
         self._advised = bytearray(len(commit.ids))
 
@@ -39,7 +42,7 @@ class MappedPart:
         """One of the smaller arrays, whole; checked when it is first read."""
         if name not in self._arrays:
             place = self.commit.arrays[name]
-            array = self._views(place)[0]
+            (array,) = _views(place, self._contents(place.object))
             if crc32c(array) != place.crc32c:
                 raise self._damaged(f"the checksum of array {name!r} does not match", place.object)
             self._arrays[name] = array
@@ -48,7 +51,7 @@ class MappedPart:
     def rows(self, video: int) -> list[Array]:
         """The stored features of the part's `video`-th video, as views of one or more chunks."""
         first, last = self._offsets[video], self._offsets[video + 1]
-        size = self._chunk_rows
+        size = self._place.chunk_rows
         pieces = []
         while first < last:
             chunk, row = divmod(first, size)
@@ -81,14 +84,14 @@ class MappedPart:
         if self._advised[video] and not again:
             return
         self._advised[video] = True
-        place = self.commit.arrays["tse"]
+        place = self._place
         first, last = self._offsets[video], self._offsets[video + 1] - 1
         row_bytes = self._chunks[0].strides[0]
         spots = [
             place.starts[r // place.chunk_rows] + r % place.chunk_rows * row_bytes for r in (first, last)
         ]
         start = min(spots) // mmap.PAGESIZE * mmap.PAGESIZE
-        self._maps[place.object].madvise(mmap.MADV_WILLNEED, start, max(spots) + row_bytes - start)
+        self._mapped.madvise(mmap.MADV_WILLNEED, start, max(spots) + row_bytes - start)
 
     def extras(self, video: int) -> dict[str, Array]:
         """The extra arrays of one video."""
@@ -119,26 +122,22 @@ class MappedPart:
             self.check(video)
             yield self.record(video)
 
-    def _views(self, place: ArrayPlace) -> list[Array]:
-        if place.object not in self._maps:
-            self._maps[place.object] = self._map(place.object)
-        shared, dtype = self._maps[place.object], np.dtype(place.dtype)
-        width = int(np.prod(place.shape[1:], dtype=np.int64))
-        views = []
-        for number, start in enumerate(place.starts):
-            rows = min(place.chunk_rows, place.shape[0] - number * place.chunk_rows)
-            flat = np.frombuffer(shared, dtype, rows * width, start)
-            views.append(flat.reshape(rows, *place.shape[1:]))
-        return views
+    def _contents(self, name: str) -> bytes | mmap.mmap:
+        # Small objects are read, not mapped: a mapping holds a file descriptor, and there may be many parts.
+        if name == self._place.object:
+            return self._mapped
+        with self._open(name) as file:
+            return file.read()
 
-    def _map(self, name: str) -> mmap.mmap:
+    @contextmanager
+    def _open(self, name: str) -> Iterator[BinaryIO]:
         size = self.commit.objects[name][0]
         try:
             with (self._folder / name).open("rb") as file:
                 found = os.fstat(file.fileno()).st_size
                 if found != size:
                     raise self._damaged(f"an object has {found} bytes instead of {size}", name)
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                yield file
         except FileNotFoundError:
             if not self._folder.exists():
                 raise PartGoneError(
@@ -147,7 +146,7 @@ class MappedPart:
                     fix="open the store again",
                 ) from None
             raise self._damaged("an object is missing", name) from None
-        except (PermissionError, IsADirectoryError) as error:
+        except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
             raise self._damaged(f"an object cannot be read ({error.strerror})", name) from None
 
     def _damaged(self, what: str, name: str) -> StoreCorruptError:
@@ -156,6 +155,18 @@ class MappedPart:
             where=f"{self._folder}, {name}",
             fix="dejavid store repair sets the part aside; then extract again",
         )
+
+
+def _views(place: ArrayPlace, contents: bytes | mmap.mmap) -> list[Array]:
+    """One read-only array per chunk."""
+    dtype = np.dtype(place.dtype)
+    width = int(np.prod(place.shape[1:], dtype=np.int64))
+    views = []
+    for number, start in enumerate(place.starts):
+        rows = min(place.chunk_rows, place.shape[0] - number * place.chunk_rows)
+        flat = np.frombuffer(contents, dtype, rows * width, start)
+        views.append(flat.reshape(rows, *place.shape[1:]))
+    return views
 
 
 class PartGoneError(StoreError):

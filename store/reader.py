@@ -18,7 +18,7 @@ from .folder import Folder, find_folder
 from .formats import ENCODERS
 from .index import PartTable
 from .labels import LabelRow, read_labels
-from .layout import DTYPES, STORE_FILE, Array, Header, from_stored
+from .layout import DTYPES, STORE_FILE, Array, Commit, Header, from_stored
 from .opening import read_header, require_same
 from .part import MappedPart, PartGoneError
 from .tse import Batch, Tse
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 _DEFAULTS = StoreSection()
-_MAPPED_PARTS = 400  # at most this many parts stay mapped; each holds a file descriptor or two
+_MAPPED_PARTS = 400  # at most this many parts stay mapped; each holds a file descriptor
 
 _PAGE_CACHE_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 _RETRIES = 10  # compactions that may overtake one read
@@ -239,21 +239,22 @@ class Store:
         offsets = np.zeros(len(places) + 1, np.int64)
         np.cumsum(table.lengths[places], out=offsets[1:])
         values = self._allocate(int(offsets[-1]), dtype, pin)
-        widen = self.dtype == "bfloat16" and dtype == "float32"
-        order = np.argsort(places, kind="stable")  # disks like ascending reads
-        spots = self._advise(table, places[order])
-        for (part, video), row in zip(spots, offsets[order].tolist(), strict=True):
+        self._advise(table, places)
+        pieces: list[Array] = []
+        for part, video in self._spots(table, places):
             self._check_video(part, video)
-            for piece in part.rows(video):
-                values[row : row + len(piece)] = from_stored(piece, "bfloat16") if widen else piece
-                row += len(piece)
+            pieces += part.rows(video)
+        if pieces and self.dtype == "bfloat16" and dtype == "float32":
+            values[:] = from_stored(np.concatenate(pieces), self.dtype)
+        elif pieces:
+            np.concatenate(pieces, out=values)
         return Batch(ids, values, offsets)
 
     def _prefetch(self, table: PartTable, ids: list[str]) -> None:
         self._advise(table, self._places(table, ids))
 
     def _record(self, table: PartTable, video_id: str) -> Record:
-        part, video = self._locate(table, int(self._places(table, [video_id])[0]))
+        ((part, video),) = self._spots(table, self._places(table, [video_id]))
         self._check_video(part, video)
         return part.record(video)
 
@@ -271,25 +272,26 @@ class Store:
                 fix="dejavid store status lists what is missing; Store.refresh() sees new parts",
             ) from None
 
-    def _locate(self, table: PartTable, place: int) -> tuple[MappedPart, int]:
-        name = table.part_of[place]
-        part = self._mapped.get(name)
-        if part is None:
-            commit = table.commits[name]
-            part = MappedPart(self._folder.local_part(commit), commit)
-            # Forgetting the oldest needs no lock: views keep their mapping alive.
-            while len(self._mapped) >= _MAPPED_PARTS:
-                self._mapped.pop(next(iter(self._mapped)), None)
-            self._mapped[name] = part
-        return part, int(table.video_of[place])
+    def _spots(self, table: PartTable, places: Array) -> Iterator[tuple[MappedPart, int]]:
+        """The part and the position in it of every place."""
+        names, videos = table.part_of[places].tolist(), table.video_of[places].tolist()
+        for name, video in zip(names, videos, strict=True):
+            yield self._mapped.get(name) or self._map(table.commits[name]), video
 
-    def _advise(self, table: PartTable, places: Array) -> list[tuple[MappedPart, int]]:
-        """Lets the kernel fetch videos from disk, and says where they are mapped."""
-        spots = [self._locate(table, place) for place in places.tolist()]
-        for part, video in spots:
-            # A video that was read once stays in the page cache, unless the store is larger than that.
-            part.advise(video, again=table.n_bytes > _PAGE_CACHE_BYTES)
-        return spots
+    def _map(self, commit: Commit) -> MappedPart:
+        part = MappedPart(self._folder.local_part(commit), commit)
+        # Forgetting the oldest needs no lock: views keep their mapping alive.
+        for oldest in list(self._mapped)[: max(0, len(self._mapped) - _MAPPED_PARTS + 1)]:
+            self._mapped.pop(oldest, None)
+        self._mapped[commit.part] = part
+        return part
+
+    def _advise(self, table: PartTable, places: Array) -> None:
+        """Lets the kernel fetch videos from disk, in the order in which they lie there."""
+        # A video that was read once stays in the page cache, unless the store is larger than that.
+        again = table.n_bytes > _PAGE_CACHE_BYTES
+        for part, video in self._spots(table, np.sort(places)):
+            part.advise(video, again=again)
 
     def _allocate(self, rows: int, dtype: str, pin: bool) -> Array:
         if dtype not in ("float32", "stored"):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dejavid.errors import ConfigError, StoreError
-from dejavid.store import convert, create_store, export_features, import_features, open_store
+from dejavid.store import convert, create_store, export_features, import_features, info, open_store
 from dejavid.store.official import read_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dejavid" / "official_format"
@@ -40,6 +40,7 @@ def test_official_features_are_imported(kind, tmp_path):
             assert np.abs(tse.values).astype(np.float64).sum() == pytest.approx(row["abs_sum"], abs=1e-9)
             assert np.isnan(tse.start_s).all()
     assert import_features(GOLDEN / kind, tmp_path, layout="official").n_present == report.n_videos
+    assert info(tmp_path).n_duplicates == 0
 
 
 @pytest.mark.parametrize("kind", ["tensor_per_file", "dict_per_file"])
@@ -202,6 +203,7 @@ def test_convert_changes_format_and_dtype(format, tmp_path, stores):
     assert (store.header.format, store.dtype) == (other, "float32")
     assert store.facts == {"encoder": "e", "converted": {"from": "float16", "to": "float32"}}
     assert convert(tmp_path / "a", tmp_path / "b", format=other, dtype="float32").n_present == 20
+    assert info(tmp_path / "b").n_duplicates == 0
     convert(tmp_path / "a", tmp_path / "c", format=other)
     assert open_store(tmp_path / "c").fingerprint == open_store(tmp_path / "a").fingerprint
 
