@@ -1,6 +1,6 @@
 """Extraction end to end against the bare encoder: does the encoder wait for anything?
 
-    python -m benchmarks.extract [--encoder URI] [--videos 24] [--workers 1]
+    python -m benchmarks.extract [--encoder URI] [--videos 120] [--workers 1]
                                  [--out benchmarks/results/extract.json]
 
 Makes its own videos, extracts them, then encodes the same number of batches alone in the same process. The
@@ -88,7 +88,7 @@ def end_to_end(arguments: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(folder)
     batches = report.n_batches
     bare_s = time_encoder(encoder, arguments.batch_size, batches)
-    # From the first frame on: starting processes and loading weights happen once per run, not per video.
+    # From the first frame on: processes start, and weights are loaded, once per run.
     loop_s = sum(report.stage_s[stage] for stage in ("wait", "encode", "write"))
     return {
         "encoder": arguments.encoder,
@@ -190,7 +190,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--encoder", default="demo:efficientnet-lite0?size=128")
-    parser.add_argument("--videos", type=int, default=24)
+    parser.add_argument("--videos", type=int, default=120)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1))

@@ -104,6 +104,7 @@ class PyavVideo:
         rate = self._stream.average_rate or self._stream.guessed_rate or Fraction(25)
         self._duration_s = _duration_s(container, self._stream)
         self.meta = VideoMeta(self._expected_frames(float(rate)), float(rate))
+        self._to_rgb = _ToRgb()
         self._cut = False
         self.n_frames = 0
         self.status = "ok"
@@ -145,7 +146,7 @@ class PyavVideo:
             if time >= self.end_s:
                 break
             if count == target:
-                yield Frame(count, time, _to_rgb(frame))
+                yield Frame(count, time, self._to_rgb(frame))
                 target = next(targets, -1)
             count += 1
             recent.append(time)
@@ -196,6 +197,7 @@ class _Folder:
         first = round((start_s or 0.0) * fps)
         self._files = files[first : None if end_s is None else max(first, round(end_s * fps))]
         self._first = first
+        self._to_rgb = _ToRgb()
         self.meta = VideoMeta(len(self._files), fps)
         self.n_frames = len(self._files)
         self.status = "ok"
@@ -208,7 +210,7 @@ class _Folder:
             file = self._files[index]
             try:
                 with av.open(str(file), options={"protocol_whitelist": "file"}) as container:
-                    image = _to_rgb(next(container.decode(video=0)))
+                    image = self._to_rgb(next(container.decode(video=0)))
             except (av.FFmpegError, StopIteration):
                 raise undecodable("not a picture", file) from None
             yield Frame(index, (self._first + index) / self.meta.fps, image)
@@ -337,10 +339,19 @@ def _duration_s(container: Any, stream: Any) -> float:
     return (container.duration or 0) / 1_000_000
 
 
-def _to_rgb(frame: Any) -> NDArray[np.uint8]:
-    image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+class _ToRgb:
+    """Frame -> uint8 (H, W, 3), turned as its header says.
+
+    One per video: a converter of their own for every frame, with its threads, costs more than decoding does.
+    """
+
+    def __init__(self) -> None:
+        self._reformatter = import_av().video.reformatter.VideoReformatter()
+
+    def __call__(self, frame: Any) -> NDArray[np.uint8]:
+        image: NDArray[np.uint8] = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        turns = round(frame.rotation / 90) % 4
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
 def undecodable(what: str, path: Path) -> VideoDecodeError:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from multiprocessing import forkserver
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +22,12 @@ _EVENTS_AHEAD = 8  # of one video, waiting to be encoded; chunks of 4 MB each
 _JOBS_AHEAD = 2  # videos per process that may be decoded before they are needed
 _RECYCLE_AFTER = 500  # videos; a fresh process forgets whatever the libraries have leaked
 _TICK_S = 0.2  # how often blocked threads look whether the run has ended
+
+
+def warm_up() -> None:
+    """Starts the server that decode processes are forked from; it imports torch while the encoder loads."""
+    forkserver.set_forkserver_preload([f"{__package__}.worker"])
+    forkserver.ensure_running()
 
 
 class DecodePool:
@@ -142,9 +149,8 @@ class _Worker:
     """A decode process and the pipe to it."""
 
     def __init__(self, settings: DecodeSettings) -> None:
-        # The fork server has no threads and imports the heavy modules once for all.
+        # Forked from a server without threads that has imported the heavy modules once for all.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([f"{__package__}.worker"])
         self._connection, theirs = context.Pipe()
         self._process: Any = context.Process(target=work, args=(theirs, settings), daemon=True)
         self._process.start()

@@ -26,7 +26,7 @@ from .encoders import ClipEncoder, load_encoder
 from .ledger import FailureLedger
 from .manifest import Manifest, Row, read_manifest, require_files
 from .plan import Recipe
-from .pool import DecodePool
+from .pool import DecodePool, warm_up
 from .presets import resolve_windowing
 from .shards import parse_shard
 from .worker import Chunk, DecodeSettings, End, Failed, Job, Start
@@ -42,7 +42,8 @@ class ExtractReport:
     Args:
         n_videos: in this shard; of them n_done were encoded now, n_skipped before, and n_failed have no TSE.
         n_windows: steps written now; n_batches were the calls of the encoder.
-        stage_s: seconds spent decoding (all processes together), waiting for frames, encoding and writing.
+        stage_s: seconds until the first frame came, then waiting for frames, encoding, writing; and decoding,
+            which runs beside them (all processes together).
     """
 
     store_path: Path
@@ -54,7 +55,7 @@ class ExtractReport:
     n_windows: int = 0
     n_batches: int = 0
     stage_s: dict[str, float] = field(
-        default_factory=lambda: {"decode": 0.0, "wait": 0.0, "encode": 0.0, "write": 0.0}
+        default_factory=lambda: dict.fromkeys(("start", "wait", "encode", "write", "decode"), 0.0)
     )
 
 
@@ -96,6 +97,8 @@ def extract_videos(
     manifest = read_manifest(config.manifest.path, config.manifest.root, check_files=False)
     rows = manifest.rows[index::count]
     require_files(manifest, rows)
+    if section.workers:
+        warm_up()
     encoder = load_encoder(
         section.encoder, device=section.device, precision=section.precision, compile=section.compile
     )
@@ -207,6 +210,7 @@ class _Run:
         # The largest value that the store's type holds; what is not below it is no feature.
         self._limit = 65504.0 if config.store.dtype == "float16" else float(np.finfo(np.float32).max)
         self._begin = time.monotonic()
+        self._has_begun = False
 
     def process(
         self,
@@ -233,7 +237,8 @@ class _Run:
         assembly: Assembly | None = None
         since = time.perf_counter()
         for event in pool.events(number):
-            self._spend("wait", since)
+            self._spend("wait" if self._has_begun else "start", since)
+            self._has_begun = True
             match event:
                 case Start():
                     self._forget(assembly)

@@ -111,6 +111,7 @@ def test_two_plain_processes(overrides: list[str], tmp_path: Path) -> None:
     _check_whole(load_config(None, overrides), tmp_path)
 
 
+@pytest.mark.slow
 def test_submitit_runs_an_array(overrides: list[str], tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="submitit is optional and not installed")
     config = load_config(None, overrides)

@@ -202,6 +202,16 @@ def test_a_second_run_does_nothing(manifest: Path, tmp_path: Path, expected: obj
     assert _content(open_store(config.store_path)) == expected
 
 
+def test_the_progress_bar_tells_rates_and_failures(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = _with_broken(manifest, tmp_path)
+    extract_videos(_config(broken, tmp_path / "out", "extract.max_failed=6"))
+    last = capsys.readouterr().err.split("\r")[-1]
+    for part in ("11/11", "windows/s=", "failed=6", "decode=", "encode=", "write="):
+        assert part in last
+
+
 def test_shards_together_are_the_whole(manifest: Path, tmp_path: Path, expected: object) -> None:
     config = _config(manifest, tmp_path, "extract.batch_size=3")
     counts = [extract_videos(config, shard=f"{i}/3", progress=False).n_done for i in range(3)]
@@ -384,7 +394,7 @@ def _wait_for_parts(store: Path, count: int, process: subprocess.Popen[str]) -> 
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_kill_9_loses_no_committed_video(
     manifest: Path, tmp_path: Path, expected: dict[str, object], workers: int
 ) -> None:
@@ -406,7 +416,7 @@ def test_kill_9_loses_no_committed_video(
     assert _content(open_store(config.store_path)) == expected
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_sigterm_commits_and_exits_75(
     manifest: Path, tmp_path: Path, expected: dict[str, object], workers: int
 ) -> None:

@@ -143,7 +143,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "never" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("classes", [400, 174, 51, 710])
+@pytest.mark.parametrize("classes", [400, *(pytest.param(n, marks=pytest.mark.slow) for n in (174, 51, 710))])
 def test_the_giant_has_the_published_number_of_parameters(classes: int) -> None:
     """On the meta device: 526 official tensors become 606, nothing missing, nothing left over."""
     from dejavid.extract.encoders.base import ClipSpec
