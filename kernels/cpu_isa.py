@@ -2,15 +2,17 @@
 
 | instruction set | lanes | registers | tile of the local cost (rows x columns) |
 |---|---|---|---|
-| AVX-512 | 16 | 32 | 4 x 6: 24 sums, 6 sample vectors, centroid and weight |
+| AVX-512 | 16 | 32 | 4 x 4: 16 sums, 4 sample vectors, centroid, weight, mask; 4 x 6 spills |
 | AVX2 + FMA | 8 | 16 | 4 x 2: 8 sums, 2 sample vectors, centroid and weight, temporaries |
-| NEON (64-bit Arm) | 4 | 32 | 4 x 6 |
+| NEON (64-bit Arm) | 4 | 32 | 4 x 4 |
 | anything else | - | - | `cpu_plain.py` |
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -34,18 +36,28 @@ def _vector_unit() -> tuple[int, int, bool]:
     triple, _, features = cpu_target.target_context.codegen().magic_tuple()
     enabled = set(features.split(","))
     if "+avx512f" in enabled:
-        return 16, 6, True
+        return 16, 4, True
     if {"+avx2", "+fma"} <= enabled:
         return 8, 2, True
-    return 4, 6, triple.startswith(("aarch64", "arm64"))
+    return 4, 4, triple.startswith(("aarch64", "arm64"))
 
 
 LANES, TILE_COLUMNS, HAS_VECTOR_CODE = _vector_unit()
 BLOCK = 512 // LANES  # feature vectors of a block: a tile's operands then fit the first-level cache
 
 
+def _sources_digest() -> str:
+    sources = sorted(Path(__file__).parent.glob("cpu_*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+
+
+_DIGEST = _sources_digest()
+
+
 def compiled(function: _Function) -> _Function:
     """Compiles at the first call, without the GIL; machine code is kept on disk where that is writable."""
+    # numba's cache notices changes of the function's own file only. The name is part of its key.
+    function.__qualname__ += f"_{_DIGEST}"
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         return cast(_Function, njit(cache=True, **options)(function))

@@ -2,8 +2,7 @@
 
 A compiler makes these loops fast only when it also keeps a tile of sums in registers, which it does not do
 by itself. Here every register is spelled out; LLVM only assigns them. What each loop computes is written
-plainly in `cpu_plain.py`, function by function. Intrinsics and the loops that call them share this file
-because numba's disk cache follows changes of one file only.
+plainly in `cpu_plain.py`, function by function.
 
 Weighted |c - x| costs three instructions (subtract, clear the sign, multiply-add); they, not memory, are
 the limit.

@@ -123,10 +123,10 @@ def test_machine_code_uses_the_registers_it_was_written_for(tmp_path):
     if cpu_isa.LANES != 16:
         pytest.skip("written for AVX-512 registers")
     code = """
-import numpy as np
+import torch
 from dejavid.kernels import cpu_vector
-f = np.zeros(4096, np.float32)
-cpu_vector.local_costs(f, f, 1, np.zeros((6, 4), np.float32))
+f = torch.zeros(4096).numpy()
+cpu_vector.local_costs(f, f, 1, torch.zeros(6, 4).numpy())
 print(list(cpu_vector.local_costs.inspect_asm().values())[0])
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
@@ -135,10 +135,10 @@ print(list(cpu_vector.local_costs.inspect_asm().values())[0])
     ).stdout
     # Loops of one block: from a label to the jump back to it.
     loops = re.findall(r"\n\.(LBB\d+_\d+):((?:(?!\n\.L).)*?)\n\tj\w+\t\.\1\n", asm, re.S)
-    tiles = [body for _, body in loops if body.count("vfmadd") >= 24]
+    tiles = [body for _, body in loops if body.count("vfmadd") >= 16]
     assert tiles
     for body in tiles:
-        assert body.count("%zmm") > 72
+        assert body.count("%zmm") >= 48
         assert "(%rsp)" not in body, body
 
 
