@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import cli_store
-from .errors import ConfigError, DejaVidError, PartialResultError
+from . import cli_setup, cli_store
+from .cli_options import ConfigFile, Overrides, Quiet, echo, load
+from .errors import DejaVidError, PartialResultError
 
 if TYPE_CHECKING:
-    from .config import Config
-    from .pipeline import StageReport
-
-SHOWN = 20  # lines of a list that are printed; the rest is counted
+    from .stages import StageReport
 
 app = typer.Typer(
     help="Videos as temporal sequences of embeddings, classified by learned, weighted, diagonal-free DTW.",
@@ -24,27 +23,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(help="Show or check the configuration.", no_args_is_help=True)
-manifest_app = typer.Typer(help="Check the list of videos, or import a dataset's.", no_args_is_help=True)
-encoder_app = typer.Typer(help="List the encoders, check one.", no_args_is_help=True)
-app.add_typer(manifest_app, name="manifest")
+app.add_typer(cli_setup.manifest_app, name="manifest")
 app.add_typer(cli_store.app, name="store")
-app.add_typer(encoder_app, name="encoder")
-app.add_typer(config_app, name="config")
+app.add_typer(cli_setup.encoder_app, name="encoder")
+app.add_typer(cli_setup.config_app, name="config")
 
-ConfigFile = Annotated[
-    Path | None,
-    typer.Argument(metavar="[PIPELINE.YAML]", help="Configuration; without it ./pipeline.yaml is read."),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="SECTION.KEY=VALUE",
-        help="Sets one key, for example --set extract.hop=8. Repeatable.",
-    ),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+class Executor(StrEnum):
+    here = "here"
+    submitit = "submitit"
+    ray = "ray"
 
 
 @app.callback()
@@ -63,7 +51,7 @@ def run(config_file: ConfigFile = None, overrides: Overrides = None, quiet: Quie
     """All stages: manifest, extract, centroids, train, evaluate, report. Finished ones are skipped."""
     from .pipeline import run_pipeline
 
-    _print_results(run_pipeline(_load(config_file, overrides), progress=not quiet, say=typer.echo))
+    _print_results(run_pipeline(load(config_file, overrides), progress=not quiet, say=typer.echo))
 
 
 @app.command()
@@ -77,16 +65,37 @@ def extract(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try videos in the failures ledger again.")
     ] = False,
+    executor: Annotated[
+        Executor,
+        typer.Option("--executor", "--engine", help="Who runs the shards: this process, Slurm, or Ray."),
+    ] = Executor.here,
+    shards: Annotated[int, typer.Option(min=1, help="Jobs of submitit, or actors of Ray.")] = 1,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parameter",
+            metavar="NAME=VALUE",
+            help="For submitit (slurm_partition=gpu, gpus_per_node=1) or Ray (cpus=2, gpus=1). Repeatable.",
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Stage one: videos -> TSEs in the store. Resumes where it stopped."""
-    from .pipeline import extract_stage
+    from .pipeline import distributed_extract_stage, extract_stage
 
-    _echo(
-        extract_stage(
-            _load(config_file, overrides), shard=shard, retry_failed=retry_failed, progress=not quiet
+    config = load(config_file, overrides)
+    if executor is Executor.here:
+        report = extract_stage(config, shard=shard, retry_failed=retry_failed, progress=not quiet)
+    else:
+        report = distributed_extract_stage(
+            config,
+            executor=executor.value,
+            shards=shards,
+            parameters=parameters or (),
+            retry_failed=retry_failed,
+            progress=not quiet,
         )
-    )
+    echo(report)
 
 
 @app.command()
@@ -111,12 +120,12 @@ def train(
     from .pipeline import grid_stage, head_stages
     from .train.presets import PARITY
 
-    config = _load(config_file, [*(PARITY if parity else ()), *(overrides or ())])
+    config = load(config_file, [*(PARITY if parity else ()), *(overrides or ())])
     if grid:
-        _echo(grid_stage(config, grid, progress=not quiet))
+        echo(grid_stage(config, grid, progress=not quiet))
         return
     for report in head_stages(config, resume=resume, progress=not quiet):
-        _echo(report)
+        echo(report)
 
 
 @app.command()
@@ -143,7 +152,7 @@ def evaluate(
         changes.append(f"evaluate.baselines=[{baselines}]")
     if ablation:
         changes.append("evaluate.ablation=true")
-    _print_results([evaluate_stage(_load(config_file, changes), progress=not quiet)])
+    _print_results([evaluate_stage(load(config_file, changes), progress=not quiet)])
 
 
 @app.command()
@@ -158,8 +167,8 @@ def report(
     """Writes report.html: the last evaluation as figures, and some videos explained."""
     from .pipeline import report_stage
 
-    made = report_stage(_load(config_file, overrides), videos=videos or (), progress=not quiet)
-    _echo(made)
+    made = report_stage(load(config_file, overrides), videos=videos or (), progress=not quiet)
+    echo(made)
     typer.echo(str(made.paths[0]))
 
 
@@ -231,90 +240,14 @@ def demo(
     from .demo import make_demo_videos
     from .pipeline import run_pipeline
 
-    config = _load(Path(__file__).with_name("pipeline.yaml"), overrides)
+    config = load(Path(__file__).with_name("pipeline.yaml"), overrides)
     made = make_demo_videos(config.manifest.path, clips=clips, seed=config.run.seed, progress=not quiet)
     where = config.manifest.path.parent
     typer.echo(f"videos: {'written to' if made else 'skipped, they are there already:'} {where}")
     _print_results(run_pipeline(config, progress=not quiet, say=typer.echo))
 
 
-@app.command()
-def doctor() -> None:
-    """What this machine has, and what each missing part would give."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from .doctor import examine, kernel_backends
-
-    table = Table("part", "found", "is for", "to install it", box=None, header_style="bold")
-    for part in examine():
-        mark = "[green]yes[/]" if part.found else "[yellow]no[/]"
-        install = "" if part.found else part.install
-        table.add_row(part.name, f"{mark} {escape(part.found or '')}", part.gives, escape(install))
-    for name, reason in kernel_backends().items():
-        table.add_row(f"kernels: {name}", escape(reason), "train.backend", "")
-    Console().print(table)
-
-
-@manifest_app.command("check")
-def manifest_check(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Lists everything that is wrong with the manifest; opens no video."""
-    from .pipeline import manifest_stage
-
-    _echo(manifest_stage(_load(config_file, overrides)))
-
-
-@manifest_app.command("import")
-def manifest_import(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="kinetics, ssv2, hmdb51, ucf101, list, ...")],
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Annotation file or folder.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Manifest to write, CSV or Parquet.")],
-    root: Annotated[Path, typer.Option(help="Folder of the videos.")],
-    split: Annotated[str, typer.Option(help="Split of the rows, for files that do not tell it.")] = "train",
-    fold: Annotated[int, typer.Option(help="Which of the published splits.")] = 1,
-    classes: Annotated[Path | None, typer.Option(help="File that names numbered classes.")] = None,
-    append: Annotated[bool, typer.Option("--append", help="Add to a manifest that is there.")] = False,
-) -> None:
-    """Turns a dataset's annotation files into a manifest; says which videos are not there."""
-    from .extract import import_annotations, read_manifest, write_manifest
-
-    if out.exists() and not append:
-        raise ConfigError("there is a file already", where=str(out), fix="--append, or choose another name")
-    before = read_manifest(out, root, check_files=False).rows if out.exists() else ()
-    imported = import_annotations(kind, source, root=root, split=split, fold=fold, classes=classes)
-    write_manifest(out, (*before, *imported.rows))
-    typer.echo(f"{out}: {len(imported.rows)} videos, {len(imported.missing)} of the annotations have no file")
-    for video_id in imported.missing[:SHOWN]:
-        typer.echo(f"  no file for {video_id}")
-    if len(imported.missing) > SHOWN:
-        typer.echo(f"  and {len(imported.missing) - SHOWN} more")
-
-
-@encoder_app.command("list")
-def encoder_list() -> None:
-    """The encoder families, built in and from plug-ins."""
-    from .extract.encoders import families
-
-    for family, home in sorted(families().items()):
-        typer.echo(f"{family + ':':<14}{home}")
-
-
-@config_app.command("show")
-def config_show(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Prints the configuration (without any file: the defaults) as YAML, every key with its meaning."""
-    from .config import describe_yaml, load_config
-
-    if config_file is None and Path("pipeline.yaml").exists():
-        config_file = Path("pipeline.yaml")
-    typer.echo(describe_yaml(load_config(config_file, overrides or ())), nl=False)
-
-
-@config_app.command("check")
-def config_check(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Checks the configuration without running anything."""
-    _load(config_file, overrides)
-    typer.echo("the configuration is right")
+app.command()(cli_setup.doctor)
 
 
 def main() -> None:
@@ -345,22 +278,6 @@ def main() -> None:
             err=True,
         )
         sys.exit(1)
-
-
-def _load(config_file: Path | None, overrides: list[str] | None) -> Config:
-    from .config import load_config
-
-    if config_file is None and not Path("pipeline.yaml").exists():
-        raise ConfigError(
-            "there is no pipeline.yaml here",
-            where=str(Path.cwd()),
-            fix="name one, or write one: dejavid config show > pipeline.yaml",
-        )
-    return load_config(config_file or Path("pipeline.yaml"), overrides or ())
-
-
-def _echo(report: StageReport) -> None:
-    typer.echo(f"{report.name}: {report.summary}")
 
 
 def _print_results(reports: list[StageReport]) -> None:

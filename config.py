@@ -79,7 +79,7 @@ class ExtractSection(Section):
     )
     spans: tuple[int, ...] | None = Field(
         None,
-        description="lengths in frames of several windows around one centre, clip_len frames from each; []: one window",
+        description="lengths in frames of the windows around one centre, clip_len frames each; []: one window",
     )
     tail: Literal["drop", "pad", "shift"] | None = Field(
         None, description="the frames after the last full window: drop, pad (repeat the last frame), shift"
@@ -96,7 +96,7 @@ class ExtractSection(Section):
     )
     official_views: Literal["none", "dense", "sparse"] = Field(
         "none",
-        description="also store the class probabilities of the encoder's own test protocol (5x3 or 2x3 views)",
+        description="also store the probabilities of the encoder's own test protocol (5x3 or 2x3 views)",
     )
     folder_fps: float = Field(12.0, gt=0, description="frame rate of videos that are folders of images")
     batch_size: int = Field(
@@ -323,19 +323,33 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
+def parse_assignments(items: Iterable[str], option: str) -> dict[str, Any]:
+    """NAME=VALUE strings of a command-line option as a mapping; values are YAML.
+
+    Raises:
+        ConfigError: no name, no "=", or no YAML.
+    """
+    found = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not (equals and name.strip()):
+            raise ConfigError(f"not NAME=VALUE: {item!r}", where=option, fix=f"for example {option} name=8")
+        try:
+            found[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(
+                f"the value is no YAML: {text!r}", where=f"{option} {name}", fix="quote the value"
+            ) from None
+    return found
+
+
 def _set(data: dict[str, Any], item: str) -> None:
-    key, equals, text = item.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if not (equals and dot and section and name):
+    ((key, value),) = parse_assignments([item], "--set").items()
+    section, _, name = key.partition(".")
+    if not name:
         raise ConfigError(
             f"not SECTION.KEY=VALUE: {item!r}", where="--set", fix="for example --set extract.hop=8"
         )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(
-            f"the value is no YAML: {text!r}", where=f"--set {key}", fix="quote the value"
-        ) from None
     inner = data.get(section) or {}
     if not isinstance(inner, dict):
         raise ConfigError(

@@ -8,20 +8,19 @@ is `<run.dir>/stages/<name>.json`. Extraction needs no record: it resumes video 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from .config import Config, dump_config, fingerprint
-from .errors import ManifestError, MissingDependencyError, StoreVersionError
+from .errors import ConfigError, MissingDependencyError, StoreVersionError
+from .splits import TRAIN_SPLIT, SplitVideos, open_run_store, split_videos, training_videos
 from .stages import StageRecord, StageReport, file_digest, write_json
 from .train.files import write_atomically
 
 if TYPE_CHECKING:
     from .evaluate.task import Task
+    from .extract import ExtractReport
     from .store import Store
     from .train import DejaVidHead
     from .train.data import Samples
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-TRAIN_SPLIT = "train"
 CENTROIDS_FILE = "centroids.safetensors"
 EXTRACT_FILE = "extract.json"
 
@@ -60,7 +58,41 @@ def extract_stage(
     """Videos -> TSEs; only those that the store does not hold yet."""
     from .extract import extract_videos
 
-    report = extract_videos(config, shard=shard, retry_failed=retry_failed, progress=progress)
+    return _extract_report(
+        config, extract_videos(config, shard=shard, retry_failed=retry_failed, progress=progress)
+    )
+
+
+def distributed_extract_stage(
+    config: Config,
+    *,
+    executor: str,
+    shards: int,
+    parameters: Sequence[str] = (),
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> StageReport:
+    """`extract_stage` as `shards` jobs of submitit ("submitit") or actors of Ray ("ray").
+
+    Args:
+        parameters: NAME=VALUE for the executor, values in YAML.
+    """
+    from .config import parse_assignments
+    from .extract.cluster import extract_on_ray, extract_on_slurm
+
+    given = parse_assignments(parameters, "--parameter")
+    common: dict[str, Any] = {"retry_failed": retry_failed, "progress": progress}
+    if executor == "ray":
+        unknown = sorted(given.keys() - {"cpus", "gpus"})
+        if unknown:
+            raise ConfigError(
+                f"Ray has no parameter {', '.join(unknown)}", where="--parameter", fix="cpus=2 or gpus=1"
+            )
+        return _extract_report(config, extract_on_ray(config, workers=shards, **given, **common))
+    return _extract_report(config, extract_on_slurm(config, shards=shards, parameters=given, **common))
+
+
+def _extract_report(config: Config, report: ExtractReport) -> StageReport:
     skipped = report.n_done == 0
     summary = f"{report.n_done} videos, {report.n_windows} windows, {report.n_skipped} were in the store"
     if skipped:
@@ -90,8 +122,8 @@ def head_stages(config: Config, *, resume: bool = False, progress: bool = True) 
 
 def centroids_stage(config: Config, *, progress: bool = True) -> StageReport:
     """DBA: one centroid TSE per class of the training split."""
-    store = _open(config)
-    videos = _training_videos(config, store)
+    store = open_run_store(config)
+    videos = training_videos(config, store)
     facts = _centroid_facts(config, store, videos)
     path = config.run.dir / CENTROIDS_FILE
     record = StageRecord(config.run.dir, "centroids")
@@ -137,8 +169,8 @@ def centroids_stage(config: Config, *, progress: bool = True) -> StageReport:
 
 def train_stage(config: Config, world: World, *, resume: bool = False, progress: bool = True) -> StageReport:
     """The head, trained from the centroids."""
-    store = _open(config)
-    videos = _training_videos(config, store)
+    store = open_run_store(config)
+    videos = training_videos(config, store)
     facts = {
         "centroids": _centroid_facts(config, store, videos),
         "train": dump_config(config)["train"],
@@ -213,8 +245,8 @@ def grid_stage(config: Config, items: Sequence[str], *, progress: bool = True) -
     from .train.grid import parse_grid, train_grid
 
     grid = parse_grid(items)
-    store = _open(config)
-    videos = _training_videos(config, store)
+    store = open_run_store(config)
+    videos = training_videos(config, store)
     samples = load_samples(
         store,
         videos.ids,
@@ -277,11 +309,11 @@ def evaluation_task(config: Config, *, progress: bool = False) -> Task:
     from .train.centroids import load_centroids
 
     section = config.evaluate
-    store = _open(config)
+    store = open_run_store(config)
     head = DejaVidHead.load(config.head_path, backend=config.train.backend)
     _check_head(head, store, config)
-    training = _videos(config, store, TRAIN_SPLIT, head.class_names)
-    videos = _videos(config, store, section.split, head.class_names)
+    training = split_videos(config, store, TRAIN_SPLIT, head.class_names)
+    videos = split_videos(config, store, section.split, head.class_names)
     labels = {
         i: row.label for i, row in read_labels(config.manifest.path).items() if row.split == section.split
     }
@@ -363,55 +395,7 @@ def _report_if_possible(config: Config, *, progress: bool) -> StageReport:
         return StageReport("report", True, f"left out, {error.what}: {error.fix}", (), {})
 
 
-@dataclass(frozen=True)
-class _Videos:
-    """The videos of a split that have a TSE, and their classes."""
-
-    ids: list[str]
-    targets: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    n_split: int
-
-
-def _open(config: Config) -> Store:
-    from .store import open_store
-
-    return open_store(config.store_path, labels=config.manifest.path)
-
-
-def _training_videos(config: Config, store: Store) -> _Videos:
-    """The training split; its labels are the classes."""
-    from .store.labels import read_labels
-
-    names = {row.label for row in read_labels(config.manifest.path).values() if row.split == TRAIN_SPLIT}
-    return _videos(config, store, TRAIN_SPLIT, tuple(sorted(names)))
-
-
-def _videos(config: Config, store: Store, split: str, class_names: tuple[str, ...]) -> _Videos:
-    from .store.labels import read_labels
-
-    rows = [row for row in read_labels(config.manifest.path).values() if row.split == split]
-    ids = store.ids(split=split)
-    if not ids:
-        raise ManifestError(
-            f"no video of split {split!r} has a TSE ({len(rows)} are in the manifest)",
-            where=f"{config.store_path} with {config.manifest.path}",
-            fix="name a split of the manifest, or run dejavid extract",
-        )
-    place = {name: index for index, name in enumerate(class_names)}
-    labels = store.labels(ids)
-    unknown = sorted(set(labels) - set(place))
-    if unknown:
-        raise ManifestError(
-            f"{len(unknown)} labels of split {split!r} have no class: {', '.join(unknown[:5])}",
-            where=str(config.manifest.path),
-            fix="give these labels training videos and train again, or take them out of the manifest",
-        )
-    targets = np.fromiter((place[label] for label in labels), np.int64, len(labels))
-    return _Videos(ids, targets, class_names, len(rows))
-
-
-def _centroid_facts(config: Config, store: Store, videos: _Videos) -> dict[str, Any]:
+def _centroid_facts(config: Config, store: Store, videos: SplitVideos) -> dict[str, Any]:
     """What the centroids depend on."""
     return {
         "extract_fp": store.fingerprint,

@@ -113,7 +113,7 @@ def extract_on_ray(
         import ray
     except ImportError:
         raise MissingDependencyError(
-            "Ray is not installed", where="--engine ray", fix="pip install 'dejavid[ray]'"
+            "Ray is not installed", where="--executor ray", fix="pip install 'dejavid[ray]'"
         ) from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False)

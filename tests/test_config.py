@@ -56,7 +56,7 @@ def test_override_wins_over_file(tmp_path: Path) -> None:
         (["extract.hop=0"], "extract.hop = 0"),
         (["extract.hop=soon"], "extract.hop = 'soon'"),
         (["hop=8"], "not SECTION.KEY=VALUE"),
-        (["extract.hop"], "not SECTION.KEY=VALUE"),
+        (["extract.hop"], "not NAME=VALUE"),
         (["extract.hop=["], "no YAML"),
     ],
 )

@@ -105,7 +105,7 @@ def settings(tmp_path: Path, footage: Path) -> list[object]:
         "extract.hop": 4,
         "extract.workers": 0,
         "centroids.length": 4,
-        "train.epochs": 8,
+        "train.epochs": 30,
         "train.batch_size": 4,
         "train.lr": 0.1,
     }
