@@ -79,7 +79,7 @@ class ExtractSection(Section):
     )
     spans: tuple[int, ...] | None = Field(
         None,
-        description="lengths in frames of the windows around one centre, clip_len frames each; []: one window",
+        description="lengths in frames of the windows around a centre, clip_len frames each; []: one window",
     )
     tail: Literal["drop", "pad", "shift"] | None = Field(
         None, description="the frames after the last full window: drop, pad (repeat the last frame), shift"
