@@ -18,10 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import StoreError, StoreLockedError
+from ..errors import StoreCorruptError, StoreError, StoreLockedError
 from .layout import COMMIT_FILE, PARTS, QUARANTINE, TEMPORARY, Bytes, Commit
 
 _READ_BYTES = 1 << 20
+_DAMAGE = (errno.ENOENT, errno.EIO, errno.EISDIR, errno.ENOTDIR)  # what a damaged disk or tree answers
 _URL = re.compile(r"([a-z][a-z0-9]+):/+(.+)")  # pathlib makes one slash of two
 
 
@@ -203,6 +204,8 @@ class Folder:
             return sorted(path.name for path in (self.path / name).iterdir())
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise unreadable(error, f"{self.path}/{name}") from None
 
 
 def find_folder(path: Path | str) -> Folder:
@@ -213,6 +216,17 @@ def find_folder(path: Path | str) -> Folder:
     from .remote import ObjectFolder  # needs an optional package
 
     return ObjectFolder(f"{url[1]}://{url[2]}")
+
+
+def unreadable(error: OSError, where: str) -> StoreError:
+    """What a failed read means: damage that `repair` may set aside, or a matter of rights or the network."""
+    if isinstance(error, StoreError):
+        return error
+    what = f"cannot be read: {error.strerror or error}"
+    if error.errno in _DAMAGE:
+        fix = "dejavid store repair sets the part aside; then extract again"
+        return StoreCorruptError(what, where=where, fix=fix)
+    return StoreError(what, where=where, fix="check permissions and the file system; nothing was changed")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from contextlib import suppress
 import numpy as np
 
 from ..errors import StoreCorruptError, StoreError, StoreVersionError
-from .folder import Folder
+from .folder import Folder, unreadable
 from .layout import COMMIT_FILE, INDEX, PARTS, Array, Commit, Header
 
 CACHE_FILE = f"{INDEX}/commits.jsonl"
@@ -82,10 +82,12 @@ def read_commit(folder: Folder, part: str, header: Header) -> Commit | None:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not folder.has(f"{PARTS}/{part}"):
             return None
-        raise _not_a_part(f"cannot read the commit record ({error.strerror})", where) from None
+        raise unreadable(error, where) from None
     commit = Commit.from_bytes(data, where)
     if commit.part != part:
-        raise _not_a_part(f"the record is that of part {commit.part}", where)
+        raise StoreCorruptError(
+            f"the record is that of part {commit.part}", where=where, fix="dejavid store repair sets it aside"
+        )
     if commit.fingerprint != header.fingerprint:
         raise StoreVersionError(
             f"a part made from other facts ({commit.fingerprint[:12]}, the store {header.fingerprint[:12]})",
@@ -122,9 +124,3 @@ def _read_cache(folder: Folder, header: Header) -> dict[str, Commit]:
             if commit.fingerprint == header.fingerprint:
                 commits[commit.part] = commit
     return commits
-
-
-def _not_a_part(what: str, where: str) -> StoreCorruptError:
-    return StoreCorruptError(
-        what, where=where, fix="dejavid store repair sets the part aside; then extract again"
-    )

@@ -5,7 +5,6 @@ Everything here may run while others write and read the store, and may be killed
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError
-from .folder import Folder, find_folder
+from ..errors import StoreCorruptError, StoreError, StoreVersionError
+from .folder import Folder, find_folder, unreadable
 from .index import PartTable, read_commit, remembered_ids
 from .labels import read_labels
 from .layout import COMMIT_FILE, FAILED, PARTS, Commit, Header, object_crc
@@ -237,7 +236,7 @@ def check_part(folder: Folder, part: str, header: Header) -> VerifyReport | None
     """Verifies one part; None if it was compacted away meanwhile."""
     try:
         commit = read_commit(folder, part, header)
-    except StoreError as error:
+    except (StoreCorruptError, StoreVersionError) as error:
         if not folder.has(f"{PARTS}/{part}"):
             return None
         ids = remembered_ids(folder, part)
@@ -265,13 +264,10 @@ def _problem(folder: Folder, commit: Commit, name: str) -> str | None:
     except FileNotFoundError:
         return f"{name}: missing"
     except OSError as error:
-        if error.errno in (errno.EIO, errno.EISDIR, errno.ENOTDIR):  # the disk or the tree is damaged
-            return f"{name}: {error.strerror}"
-        raise StoreError(
-            f"cannot read ({error.strerror})",
-            where=f"{folder}/{PARTS}/{commit.part}/{name}",
-            fix="check permissions and the file system; nothing was changed",
-        ) from error
+        problem = unreadable(error, f"{folder}/{PARTS}/{commit.part}/{name}")
+        if not isinstance(problem, StoreCorruptError):
+            raise problem from error
+        return f"{name}: {problem.what}"
     if found != size:
         return f"{name}: {found} bytes instead of {size}"
     return None if crc == expected else f"{name}: the checksum does not match"

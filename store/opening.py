@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config import differing_keys
 from ..errors import StoreError, StoreVersionError
-from .folder import Folder
+from .folder import Folder, unreadable
 from .layout import STORE_FILE, Header
 
 
@@ -21,9 +21,7 @@ def read_header(folder: Folder) -> Header:
             "there is no store", where=str(folder), fix="check the path; dejavid extract makes a store"
         ) from None
     except OSError as error:
-        raise StoreError(
-            f"cannot read {STORE_FILE} ({error.strerror})", where=str(folder), fix="check its permissions"
-        ) from None
+        raise unreadable(error, f"{folder}/{STORE_FILE}") from None
     return Header.from_bytes(data, f"{folder}/{STORE_FILE}")
 
 

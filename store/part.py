@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import StoreCorruptError, StoreError
+from .folder import unreadable
 from .layout import STATUSES, Array, ArrayPlace, Commit, crc32c
 from .writer import Record
 
@@ -146,8 +147,8 @@ class MappedPart:
                     fix="open the store again",
                 ) from None
             raise self._damaged("an object is missing", name) from None
-        except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            raise self._damaged(f"an object cannot be read ({error.strerror})", name) from None
+        except OSError as error:
+            raise unreadable(error, f"{self._folder}, {name}") from None
 
     def _damaged(self, what: str, name: str) -> StoreCorruptError:
         return StoreCorruptError(

@@ -7,7 +7,6 @@ of whole, checked parts, bounded in size. Credentials come from each service's u
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -67,7 +66,7 @@ class ObjectFolder(Folder):
 
     @contextmanager
     def _asking(self) -> Iterator[Any]:
-        """The client; its errors become OSErrors that no caller takes for damage."""
+        """The client; its errors become StoreErrors that no caller takes for damage."""
         if os.getpid() != self._owner:
             raise StoreError(
                 "an object store that was opened before a fork cannot be used after it",
@@ -77,7 +76,11 @@ class ObjectFolder(Folder):
         try:
             yield self._client
         except self._obstore.exceptions.BaseError as error:
-            raise OSError(errno.EREMOTEIO, str(error).splitlines()[0]) from error
+            raise StoreError(
+                f"no answer from the object store: {str(error).splitlines()[0]}",
+                where=self._url,
+                fix="check the address, the credentials and the network; nothing was changed",
+            ) from error
 
     def _names(self, prefix: str) -> dict[str, datetime]:
         """Everything under a prefix, without it, and when it was written."""

@@ -397,14 +397,16 @@ def test_lost_permission_is_a_clean_error_and_the_run_goes_on_after(stores, form
             (path / "parts").chmod(0o755)
             writer.flush()
             stores.check(path, range(4))
-            victim = feature_file(first_part(path))
-            victim.chmod(0)
-            with pytest.raises(StoreError, match="Permission denied"):
-                open_store(path).read(["v0"])
-            with pytest.raises(StoreError, match="nothing was changed"):
-                repair(path)  # a wrong mode is no damage: nothing may be set aside for it
-            victim.chmod(0o644)
-            stores.check(path, range(4))
+            part = first_part(path)
+            for victim in (feature_file(part), part / "COMMIT.json", part, part.parent, path / "STORE.json"):
+                mode = victim.stat().st_mode
+                victim.chmod(0)
+                with pytest.raises(StoreError, match="Permission denied"):
+                    open_store(path).read(["v0"])
+                with pytest.raises(StoreError, match="Permission denied"):
+                    repair(path)  # a wrong mode is no damage: nothing may be set aside for it
+                victim.chmod(mode)
+                stores.check(path, range(4))
 
         assert stores.in_child(work) == 0
 
