@@ -20,10 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ..config import TrainSection
 from ..errors import ConfigError, Preempted
 from .checkpoint import FILE, TrainState, load_checkpoint, save_checkpoint
+from .checks import check_fit
 from .data import Samples, batches, bucketed, device_of, epoch_order
 from .distributed import World, current_world
 from .head import DejaVidHead
 from .logs import RunLog
+from .parameters import learning_rate, over_steps, parameter_groups, prepare_parameters
 
 BEST_FOLDER = "best"
 # Keys that change where and how fast a run computes, not what: a run may be resumed with others.
@@ -148,7 +150,7 @@ class _Run:
         folder: Path | None,
         order: Callable[[int], Tensor] | None,
     ) -> None:
-        _check_fit(head, train, val, options)
+        check_fit(head, train, val, options)
         self.head, self.train, self.val, self.options, self.seed, self.folder = (
             head,
             train,
@@ -164,8 +166,8 @@ class _Run:
         self._best: dict[str, Tensor] = {}
         head.to(self.device)
         head.backend = options.backend
-        self._prepare_parameters()
-        groups = _parameter_groups(head, options)
+        prepare_parameters(head, train, options, device=self.device, seed=seed)
+        groups = parameter_groups(head, options)
         self._base_lrs = [group["lr"] for group in groups]
         self.optimizer = torch.optim.AdamW(groups, fused=True)
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
@@ -276,7 +278,7 @@ class _Run:
             torch.autograd.backward(loss * self.world.size)
             if self.options.tie_weights and self.head.log_weights.grad is not None:
                 # Equal values and equal gradients: the steps of a centroid keep one weight per feature.
-                self.head.log_weights.grad.copy_(_over_steps(self.head.log_weights.grad))
+                self.head.log_weights.grad.copy_(over_steps(self.head.log_weights.grad))
             if self.options.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.head.parameters(), self.options.clip_norm)
             self.optimizer.step()
@@ -329,28 +331,6 @@ class _Run:
             self.head.metrics = {key: value for key, value in record.items() if key != "seconds"}
             self.head.save(self.folder / BEST_FOLDER)
 
-    @torch.no_grad()
-    def _prepare_parameters(self) -> None:
-        """Initial log-weights and temperature, and which parameters are trained."""
-        head, options = self.head, self.options
-        if options.init_log_weights == "zeros":
-            head.log_weights.zero_()
-        elif options.init_log_weights == "normal":
-            # Drawn on the CPU: the same numbers on every device.
-            generator = torch.Generator().manual_seed(self.seed)
-            head.log_weights.copy_(torch.randn(head.log_weights.shape, generator=generator))
-        if options.temperature is not None:
-            head.log_temperature.fill_(math.log(options.temperature))
-        elif head.logits_rule == "per_step":
-            head.log_temperature.fill_(math.log(_spread(head, self.train, self.device)))
-        else:
-            head.log_temperature.zero_()
-        head.centroids.requires_grad_(options.learn != "weights")
-        head.log_weights.requires_grad_(options.learn != "centroids")
-        head.log_temperature.requires_grad_(options.lr_temperature > 0)
-        if options.tie_weights and options.learn != "centroids":
-            head.log_weights.copy_(_over_steps(head.log_weights))
-
     def _facts(self) -> dict[str, Any]:
         return {
             "train": self.options.model_dump(mode="json", exclude=_ELSEWHERE),
@@ -381,85 +361,6 @@ class _Run:
                 plain["state"].setdefault(int(index), {})[moment] = tensor
         self.optimizer.load_state_dict(plain)
         self.head.load_state_dict({name: tensors[name] for name in self.head.state_dict()})
-
-
-def _over_steps(tensor: Tensor) -> Tensor:
-    return tensor.mean(1, keepdim=True).expand_as(tensor)
-
-
-def learning_rate(epoch: int, n_epochs: int, warmup_epochs: int) -> float:
-    """Factor of the learning rates in an epoch: a cosine from 1 to 0, times a linear warm-up."""
-    return (1 + math.cos(math.pi * epoch / n_epochs)) / 2 * min(1.0, (epoch + 1) / (warmup_epochs + 1))
-
-
-def _parameter_groups(head: DejaVidHead, options: TrainSection) -> list[dict[str, Any]]:
-    weight_decay = options.weight_decay
-    log_weight_decay = weight_decay if options.log_weight_decay is None else options.log_weight_decay
-    return [
-        {"params": [head.log_weights], "lr": options.lr, "weight_decay": log_weight_decay},
-        {"params": [head.centroids], "lr": options.lr * options.lr_ratio, "weight_decay": weight_decay},
-        {"params": [head.log_temperature], "lr": options.lr_temperature, "weight_decay": 0.0},
-    ]
-
-
-@torch.no_grad()
-def _spread(head: DejaVidHead, samples: Samples, device: torch.device) -> float:
-    """Typical standard deviation, over the classes of a sample, of the logits at temperature 1."""
-    head.log_temperature.zero_()
-    some = torch.linspace(0, len(samples.labels) - 1, min(_EVALUATION_BATCH, len(samples.labels))).long()
-    values, offsets = samples.take(some)
-    was_training, spread = head.training, 0.0
-    logits = head.eval()(values.to(device), offsets)
-    head.train(was_training)
-    spread = float(logits.std(1).mean())
-    # All classes alike (spread 0): any temperature will do.
-    return spread if spread > 0 else 1.0
-
-
-def _check_fit(head: DejaVidHead, train: Samples, val: Samples | None, options: TrainSection) -> None:
-    n_classes, n_features = len(head.centroids), head.inputs.n_features_in
-    for name, samples in (("training", train), ("validation", val)):
-        if samples is None:
-            continue
-        if len(samples.labels) == 0:
-            raise ConfigError(
-                f"the {name} split is empty", where="train", fix="look at the manifest's split column"
-            )
-        if samples.n_features != n_features:
-            raise ConfigError(
-                f"the {name} TSEs have {samples.n_features} features, the head has {n_features}",
-                where="train",
-                fix="compute the centroids from the same store",
-            )
-        low, high = int(samples.labels.min()), int(samples.labels.max())
-        if low < 0 or high >= n_classes:
-            raise ConfigError(
-                f"{name} labels run from {low} to {high}, the head has {n_classes} classes",
-                where="train",
-                fix="give positions in head.class_names",
-            )
-    missing = sorted(set(range(n_classes)) - set(train.labels.tolist()))
-    if missing:
-        names = ", ".join(head.class_names[i] for i in missing[:10])
-        raise ConfigError(
-            f"{len(missing)} classes have no training sample: {names}",
-            where="the training split",
-            fix="add training videos of these classes, or take the classes out of the manifest",
-        )
-    if n_classes == 1:
-        raise ConfigError("there is one class only", where="train", fix="a classifier needs at least two")
-    if n_classes == 2 and head.logits_rule == "standardised":
-        raise ConfigError(
-            "standardised logits of two classes are always +-0.7071: nothing can be learned from them",
-            where="train.logits",
-            fix="--set train.logits=per_step",
-        )
-    if options.patience is not None and val is None:
-        raise ConfigError(
-            "patience needs something to measure epochs on",
-            where="train.patience",
-            fix="--set train.holdout=0.1",
-        )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from dejavid.errors import ConfigError
 from dejavid.train import DejaVidHead, train_head
 from dejavid.train.checkpoint import FILE
 from dejavid.train.data import PackedSamples, bucketed, epoch_order, hold_out
-from dejavid.train.loop import learning_rate
+from dejavid.train.parameters import learning_rate
 
 OPTIONS = TrainSection(epochs=4, batch_size=8, lr=0.05, label_smoothing=0.0, device="cpu", backend="torch")
 
