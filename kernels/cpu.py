@@ -32,7 +32,7 @@ loops: Any = importlib.import_module(".cpu_vector" if HAS_VECTOR_CODE else ".cpu
 _SEARCH_COLUMNS = 256  # of a chunk: its packed features of one block stay in the second-level cache
 _PATH_COLUMNS = 1024  # likewise for one feature tile
 _SEARCH_ROWS = 128  # centroid steps of a block of classes, unless one class has more
-_PATH_CLASSES = 32  # more classes share the cost of bringing the values near
+_PATH_CLASSES = 16
 _PREFETCHED = 16  # entries that a path loop may read beyond its list of cells
 _SERIAL = 1 << 20  # elements of work below which waking threads costs more than it brings
 
@@ -169,14 +169,22 @@ class CpuKernels:
         return packed
 
 
-def _path_params(centroids: Floats, log_weights: Floats) -> tuple[Floats, Floats]:
-    """Centroids and weights of a block, (classes, Tc, F), as (feature tiles, classes, Tc, features)."""
-    tiles = _n_tiles(centroids)
-    shape = tiles, *centroids.shape[:2], VECTORS * LANES
-    packed = _buffer("packed centroids", *shape), _buffer("packed weights", *shape)
-    for x, out in zip((centroids, _exp(log_weights)), packed, strict=True):
-        cpu_loops.pack_values(x.reshape(-1, x.shape[2]), 1, VECTORS, tiles * VECTORS, out.reshape(-1))
-    return packed
+def _path_params(centroids: Floats, log_weights: Floats) -> tuple[Floats, Floats, Floats]:
+    """Operands of the path loops for a block of classes: centroids, their last tile, weights.
+
+    Whole feature tiles are read in place. A last tile that is not whole is copied: reading it in place
+    could go beyond the end of the tensor. Beyond F the weights are zero.
+    """
+    *rows, n_features = centroids.shape
+    width = VECTORS * LANES
+    whole = n_features // width * width
+    last = np.zeros((*rows, width), np.float32)
+    last[..., : n_features - whole] = centroids[..., whole:]
+    weights = _buffer("weights", *rows, _n_tiles(centroids) * width)
+    weights[..., n_features:] = 0
+    with np.errstate(over="ignore"):
+        np.exp(log_weights, out=weights[..., :n_features])
+    return centroids, last, weights
 
 
 def _exp(log_weights: Floats) -> Floats:

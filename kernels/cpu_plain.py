@@ -12,7 +12,7 @@ one shorter), a feature tile VECTORS vectors.
 
 from __future__ import annotations
 
-from .cpu_isa import BLOCK, LANES, ROWS, TILE_COLUMNS, Floats, Ints, compiled
+from .cpu_isa import BLOCK, LANES, ROWS, TILE_COLUMNS, VECTORS, Floats, Ints, compiled
 
 
 @compiled
@@ -54,6 +54,7 @@ def path_costs(
     owners: Ints,
     starts: Ints,
     centroids: Floats,
+    last: Floats,
     weights: Floats,
     sums: Floats,
     out: Floats,
@@ -65,16 +66,20 @@ def path_costs(
         cells: (classes, cells) column of every path cell, ordered by centroid step.
         owners: (classes, cells) its sample, counted within the chunk.
         starts: (classes, Tc + 1) where the cells of each step start.
-        centroids: (feature tiles, classes, Tc, VECTORS * LANES).
-        weights: likewise.
+        centroids: (classes, Tc, F).
+        last: (classes, Tc, VECTORS * LANES) their last feature tile if F does not fill it.
+        weights: (classes, Tc, features in whole tiles), 0 beyond F.
         sums: (padded samples, LANES) scratch.
         out: (classes, padded samples) out, to be added to.
     """
-    n_tiles, n_classes, length, width = centroids.shape
-    for tile in range(n_tiles):
+    n_classes, length, n_features = centroids.shape
+    width = VECTORS * LANES
+    for tile in range(values.shape[0]):
+        features = slice(tile * width, (tile + 1) * width)
         for k in range(n_classes):
             for t in range(length):
-                c, w = centroids[tile, k, t], weights[tile, k, t]
+                w = weights[k, t, features]
+                c = centroids[k, t, features] if features.stop <= n_features else last[k, t]
                 for i in range(starts[k, t], starts[k, t + 1]):
                     x = values[tile, cells[k, i]]
                     total = x.dtype.type(0)
@@ -90,6 +95,7 @@ def path_gradients(
     owners: Ints,
     starts: Ints,
     centroids: Floats,
+    last: Floats,
     weights: Floats,
     grads: Floats,
     scratch: Floats,
@@ -99,25 +105,27 @@ def path_gradients(
     """Gradients along given paths, for one chunk of samples and one block of classes.
 
     Args:
-        values, cells, owners, starts, centroids, weights: as for `path_costs`.
+        values, cells, owners, starts, centroids, last, weights: as for `path_costs`.
         grads: (classes, samples) gradient of each distance.
         scratch: (2 * VECTORS * LANES,).
         grad_centroids: (classes, Tc, F) out, to be added to.
         grad_log_weights: likewise.
     """
-    n_tiles, n_classes, length, width = centroids.shape
+    n_classes, length, n_features = centroids.shape
+    width = VECTORS * LANES
     slopes, areas = scratch[:width], scratch[width:]
-    for tile in range(n_tiles):
-        first = tile * width
+    for tile in range(values.shape[0]):
+        first, stop = tile * width, (tile + 1) * width
         for k in range(n_classes):
             for t in range(length):
-                c, w = centroids[tile, k, t], weights[tile, k, t]
+                w = weights[k, t, first:stop]
+                c = centroids[k, t, first:stop] if stop <= n_features else last[k, t]
                 scratch[:] = 0
                 for i in range(starts[k, t], starts[k, t + 1]):
                     x, g = values[tile, cells[k, i]], grads[k, owners[k, i]]
                     for f in range(width):
                         slopes[f] += g if c[f] > x[f] else -g
                         areas[f] += g * abs(c[f] - x[f])
-                for f in range(min(width, grad_centroids.shape[2] - first)):
+                for f in range(min(width, n_features - first)):
                     grad_centroids[k, t, first + f] += w[f] * slopes[f]
                     grad_log_weights[k, t, first + f] += w[f] * areas[f]

@@ -292,27 +292,33 @@ def path_costs(
     owners: Ints,
     starts: Ints,
     centroids: Floats,
+    last: Floats,
     weights: Floats,
     sums: Floats,
     out: Floats,
 ) -> None:
     """See `cpu_plain.path_costs`."""
     n_tiles, n_columns = values.shape[:2]
-    n_classes, length, width = centroids.shape[1:]
+    n_classes, length, n_features = centroids.shape
+    width = VECTORS * LANES
     for tile in range(n_tiles):
         v = values.ctypes.data + tile * n_columns * VECTORS * _BYTES
+        w = weights.ctypes.data + 4 * tile * width
+        c, stride = centroids.ctypes.data + 4 * tile * width, 4 * n_features
+        if (tile + 1) * width > n_features:
+            c, stride = last.ctypes.data, 4 * width
         for k in range(n_classes):
             sums[:] = 0
             for t in range(length):
                 at = 4 * (k * cells.shape[1] + starts[k, t])
-                row = 4 * ((tile * n_classes + k) * length + t) * width
+                row = k * length + t
                 _row_costs(
                     v,
                     cells.ctypes.data + at,
                     owners.ctypes.data + at,
                     starts[k, t + 1] - starts[k, t],
-                    centroids.ctypes.data + row,
-                    weights.ctypes.data + row,
+                    c + row * stride,
+                    w + row * 4 * weights.shape[2],
                     sums.ctypes.data,
                 )
             _sum_lanes(sums.ctypes.data, out.ctypes.data + 4 * k * out.shape[1], out.shape[1] // LANES)
@@ -325,6 +331,7 @@ def path_gradients(
     owners: Ints,
     starts: Ints,
     centroids: Floats,
+    last: Floats,
     weights: Floats,
     grads: Floats,
     scratch: Floats,
@@ -333,12 +340,16 @@ def path_gradients(
 ) -> None:
     """See `cpu_plain.path_gradients`."""
     n_tiles, n_columns = values.shape[:2]
-    n_classes, length, width = centroids.shape[1:]
+    n_classes, length, n_features = centroids.shape
+    width = VECTORS * LANES
     slopes, areas = scratch[:width], scratch[width:]
     for tile in range(n_tiles):
         v = values.ctypes.data + tile * n_columns * VECTORS * _BYTES
         first = tile * width
-        n_kept = min(width, grad_centroids.shape[2] - first)
+        n_kept = min(width, n_features - first)
+        c, stride = centroids.ctypes.data + 4 * first, 4 * n_features
+        if n_kept < width:
+            c, stride = last.ctypes.data, 4 * width
         for k in range(n_classes):
             for t in range(length):
                 at = 4 * (k * cells.shape[1] + starts[k, t])
@@ -347,12 +358,12 @@ def path_gradients(
                     cells.ctypes.data + at,
                     owners.ctypes.data + at,
                     starts[k, t + 1] - starts[k, t],
-                    centroids.ctypes.data + 4 * ((tile * n_classes + k) * length + t) * width,
+                    c + (k * length + t) * stride,
                     grads.ctypes.data + 4 * k * grads.shape[1],
                     slopes.ctypes.data,
                     areas.ctypes.data,
                 )
-                w = weights[tile, k, t]
+                w = weights[k, t, first : first + n_kept]
                 to_c = grad_centroids[k, t, first : first + n_kept]
                 to_l = grad_log_weights[k, t, first : first + n_kept]
                 for f in range(n_kept):
