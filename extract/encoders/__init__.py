@@ -25,6 +25,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 # family -> loader below this package
 _BUILT_IN = {
     "videomae2": ".videomae2:load",
+    "tcclip": ".tcclip.encoder:load",
     "hf": ".hf:load_video",
     "hf-image": ".hf:load_image",
     "timm": ".timm:load",

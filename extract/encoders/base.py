@@ -123,11 +123,15 @@ class TorchEncoder:
     @torch.inference_mode()
     def encode(self, clips: Tensor) -> Encoded:
         """See `ClipEncoder.encode`."""
+        self.check(clips)
+        features = self.embed(self.normalise(clips)).float()
+        return Encoded(features, None if self._head is None else self._head(features))
+
+    def check(self, clips: Tensor) -> None:
+        """Raises ValueError unless the clips are uint8 and of the shape that `spec` says."""
         expected = (self.spec.frames, self.spec.height, self.spec.width, 3)
         if clips.dtype != torch.uint8 or clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
             raise ValueError(f"clips must be uint8 (B, *{expected}), not {clips.dtype} {tuple(clips.shape)}")
-        features = self.embed(self.normalise(clips)).float()
-        return Encoded(features, None if self._head is None else self._head(features))
 
     def normalise(self, clips: Tensor) -> Tensor:
         """uint8 (B, T, H, W, 3) -> pixels as the model wants them, in its precision."""
