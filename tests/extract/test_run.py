@@ -117,6 +117,16 @@ def test_the_number_of_workers_changes_no_bit(
     assert _extract(_config(manifest, tmp_path, f"extract.workers={workers}")) == expected
 
 
+def test_nor_does_it_with_a_real_encoder(manifest: Path, tmp_path: Path) -> None:
+    """Batches of frames of several videos: their composition must not depend on who decoded them when."""
+    overrides = ["extract.encoder='demo:efficientnet-lite0?size=96'", "extract.batch_size=8"]
+    alone, three = (
+        _extract(_config(manifest, tmp_path / f"{workers}", *overrides, f"extract.workers={workers}"))
+        for workers in (0, 3)
+    )
+    assert alone == three
+
+
 @pytest.mark.parametrize("crops", ["center", "three"])
 @pytest.mark.parametrize("merge", ["mean", "concat"])
 def test_an_image_encoder_pools_frames_that_windows_share(
