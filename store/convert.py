@@ -153,13 +153,23 @@ def import_features(
     with store.writer() as writer:
         for item in chain([first], items):
             if item.row is not None:
-                names[item.video_id] = item.row
+                names[_nameable(item.video_id)] = item.row
             if item.video_id not in store:
                 _append(writer, item)
     store.refresh()
     if names:
         find_folder(into).replace("manifest.csv", format_labels(names))
     return ImportReport(len(store), n_present, f"{into}/manifest.csv" if names else None)
+
+
+def _nameable(video_id: str) -> str:
+    if video_id != video_id.strip():
+        raise StoreError(
+            f"the id {video_id[:200]!r} begins or ends with a space, which a manifest cannot keep",
+            where="the source's labels",
+            fix="rename the video in the source",
+        )
+    return video_id
 
 
 def _append(writer: StoreWriter, item: Item) -> None:

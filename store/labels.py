@@ -44,7 +44,7 @@ def read_table(path: Path | str) -> dict[str, list[Any]]:
 
 
 def read_labels(path: Path | str) -> dict[str, LabelRow]:
-    """Reads `video_id`, `label` and `split` of every row, in the table's order.
+    """Reads `video_id`, `label` and `split` of every row, in the table's order, without spaces around them.
 
     Raises:
         ManifestError: a column is missing, or an id occurs twice; lists all such ids.
@@ -55,10 +55,11 @@ def read_labels(path: Path | str) -> dict[str, LabelRow]:
         raise _unreadable(f"no column {', '.join(missing)}; there are {', '.join(table)}", Path(path))
     rows: dict[str, LabelRow] = {}
     twice: list[str] = []
-    for video_id, label, split in zip(table["video_id"], table["label"], table["split"], strict=True):
-        if str(video_id) in rows:
-            twice.append(str(video_id))
-        rows[str(video_id)] = LabelRow(_text(label), _text(split))
+    for cells in zip(table["video_id"], table["label"], table["split"], strict=True):
+        video_id, label, split = map(_text, cells)
+        if video_id in rows:
+            twice.append(video_id)
+        rows[video_id] = LabelRow(label, split)
     if twice:
         raise _unreadable(f"{len(twice)} ids occur more than once: {', '.join(twice[:20])}", Path(path))
     return rows
@@ -74,7 +75,7 @@ def format_labels(rows: Mapping[str, LabelRow]) -> bytes:
 
 
 def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+    return "" if value is None else str(value).strip()
 
 
 def _read_csv(path: Path) -> dict[str, list[Any]]:

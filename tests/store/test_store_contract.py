@@ -251,7 +251,9 @@ class StoreContract:
         videos = {i: np.ones((1, 1)) for i in ("a", "b", "c", "unlisted")}
         fill(tmp_path / "store", videos, format=self.format)
         manifest = tmp_path / "m.csv"
-        manifest.write_text("video_id,label,split\nc,jump,train\nb,run,val\na,run,train\nabsent,run,train\n")
+        manifest.write_text(
+            "video_id,label,split\nc,jump,train\nb ,run, val\na,run,train\nabsent,run,train\n"
+        )
         store = open_store(tmp_path / "store", labels=manifest)
         assert store.ids(split="train") == ["c", "a"]
         assert store.ids(label="run") == ["b", "a"]

@@ -162,6 +162,16 @@ def test_hostile_ids_and_no_labels_survive(layout, tmp_path):
         assert back.get(video_id).values.tolist() == [[number, number]] * number
 
 
+def test_an_id_that_a_manifest_cannot_keep_is_refused(tmp_path):
+    shutil.copytree(GOLDEN / "tensor_per_file", tmp_path / "x")
+    for name in ("id2fname", "id2labels", "id2splits"):
+        table = pickle.loads((tmp_path / "x" / f"{name}.pkl").read_bytes())
+        table[" vid_1"] = table.pop("vid_1")
+        (tmp_path / "x" / f"{name}.pkl").write_bytes(pickle.dumps(table))
+    with pytest.raises(StoreError, match="begins or ends with a space"):
+        import_features(tmp_path / "x", tmp_path / "store", layout="official")
+
+
 def test_any_tree_of_npy_files_is_imported(tmp_path):
     (tmp_path / "tree/jump").mkdir(parents=True)
     np.save(tmp_path / "tree/jump/a.npy", np.ones((3, 2), np.float64))
