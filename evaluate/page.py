@@ -1,6 +1,6 @@
 """A self-contained HTML page: text, tables and plotly figures in one file that needs no network.
 
-Every text passes `html.escape`; figures travel as plotly's JSON, which writes `<` as \\u003c and so cannot end its script element.
+Every text passes `html.escape`; figures travel as plotly's JSON, whose escapes cannot end a script element.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..train import DejaVidHead
 
 BATCH = 256  # videos
-# Of the features, in the first pass of the search for the best class only.
-_FIRST_PASS = 0.25
+_FIRST_PASS = 0.25  # share of the features in the first pass of the search for the nearest class
+_STILL_PAYS = 0.4  # share of the classes that may be left after it
 # Relative error that float32 sums of positive terms stay far below.
 _ROUNDING = 1e-4
 
@@ -58,7 +58,7 @@ def predict_stored(
 
     Args:
         top: classes per video.
-        early_abandon: only the best class and no probability, by `best_class`.
+        early_abandon: only the best class and no probability, by `NearestClass`.
 
     Raises:
         StoreVersionError: the store was not made as the head's training store was.
@@ -72,12 +72,13 @@ def predict_stored(
             fix="use the store of the head's run, or extract the videos with the head's settings",
         )
     head.eval()
+    nearest = NearestClass(head)
     found = []
     for batch in store.batches(ids, BATCH):
         values, offsets = torch.from_numpy(batch.values), torch.from_numpy(batch.offsets)
         best: list[list[tuple[str, float | None]]]
         if early_abandon:
-            best = [[(head.class_names[c], None)] for c in best_class(head, values, offsets).tolist()]
+            best = [[(head.class_names[c], None)] for c in nearest(values, offsets).tolist()]
         else:
             ranked = head.predict_proba(values, offsets).topk(min(top, len(head.class_names)), dim=1)
             pairs = zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
@@ -87,36 +88,58 @@ def predict_stored(
     return found
 
 
-@torch.no_grad()
-def best_class(head: DejaVidHead, values: Tensor, offsets: Tensor) -> Tensor:
-    """The nearest class of each TSE without the distances to all, exactly.
+class NearestClass:
+    """Finds the nearest class of TSEs without the distances to all classes, exactly.
 
     All terms of a distance are positive, so a distance over some of the features is a lower bound of the
-    whole. A first pass computes it over the quarter of the features that weighs most; a second one completes
-    the class of the smallest bound, and then only the classes whose bound is below that distance.
+    whole. A first pass computes that bound for all classes, over the features that tell the classes apart
+    most; then only the classes whose bound is not above the distance to the most promising one are completed.
+
+    That pays where the nearest class is several times nearer than the others. Where it is not, the first pass
+    rules nothing out; the search notices that in its first batch and from then on computes all distances.
 
     Args:
-        values: (S, F) TSE steps, end to end.
-        offsets: (N + 1,) where each TSE begins.
-
-    Returns:
-        (N,) int64 classes; of equal distances, the lower index.
+        head: in evaluation mode.
     """
-    steps, classes = head.inputs(values, offsets), range(len(head.class_names))
-    bounds = _distances(head, steps, offsets, list(classes), _heaviest_features(head)) * (1 - _ROUNDING)
-    best = bounds.argmin(1)
-    nearest = torch.full((len(bounds),), torch.inf)
-    for c in sorted(set(best.tolist())):
-        rows = (best == c).nonzero()[:, 0]
-        nearest[rows] = _distances(head, *_subset(steps, offsets, rows), [c])[:, 0]
-    first = best.clone()
-    for c in classes:
-        rows = ((bounds[:, c] <= nearest) & (first != c)).nonzero()[:, 0]
-        if len(rows) > 0:
-            distance = _distances(head, *_subset(steps, offsets, rows), [c])[:, 0]
-            better = (distance < nearest[rows]) | ((distance == nearest[rows]) & (best[rows] > c))
-            best[rows[better]], nearest[rows[better]] = c, distance[better]
-    return best
+
+    def __init__(self, head: DejaVidHead) -> None:
+        self._head = head
+        self._weights = head.log_weights.detach()
+        self._centroids = head.centroids.detach()
+        differences = (self._centroids - self._centroids.mean((0, 1))).abs()
+        telling = (self._weights.exp() * differences).sum((0, 1))
+        count = max(1, int(_FIRST_PASS * len(telling)))
+        self._columns = telling.topk(count).indices.sort().values
+        self._first = tuple(p[..., self._columns].contiguous() for p in (self._centroids, self._weights))
+        self.pays = True
+
+    @torch.no_grad()
+    def __call__(self, values: Tensor, offsets: Tensor) -> Tensor:
+        """(N,) int64 classes of N packed TSEs; of equal distances, the lower index."""
+        steps = self._head.inputs(values, offsets)
+        if not self.pays:
+            return self._distances(steps, offsets, self._centroids, self._weights).argmin(1)
+        bounds = self._distances(steps[:, self._columns].contiguous(), offsets, *self._first)
+        bounds *= 1 - _ROUNDING
+        nearest = torch.empty(len(bounds), dtype=torch.int64)
+        n_completed = 0
+        for n, bound in enumerate(bounds):
+            tse = steps[offsets[n] : offsets[n + 1]]
+            promising = bound.argmin()[None]
+            distance = self._complete(tse, promising)[0]
+            left = (bound <= distance).nonzero()[:, 0]  # ascending, and the promising one is among them
+            n_completed += len(left)
+            nearest[n] = left[self._complete(tse, left).argmin()] if len(left) > 1 else promising[0]
+        self.pays = n_completed < _STILL_PAYS * bounds.numel()
+        return nearest
+
+    def _complete(self, tse: Tensor, classes: Tensor) -> Tensor:
+        offsets = torch.tensor([0, len(tse)])
+        return self._distances(tse, offsets, self._centroids[classes], self._weights[classes])[0]
+
+    def _distances(self, steps: Tensor, offsets: Tensor, centroids: Tensor, log_weights: Tensor) -> Tensor:
+        options = {"step_pattern": self._head.step_pattern, "backend": self._head.backend}
+        return weighted_dtw(steps, offsets, centroids, log_weights, **options).cpu()
 
 
 def check_format(kind: str) -> None:
@@ -167,29 +190,3 @@ _WRITERS: dict[str, Callable[[Sequence[Prediction]], str]] = {
     "jsonl": _as_jsonl,
     "csv": _as_csv,
 }
-
-
-def _heaviest_features(head: DejaVidHead) -> Tensor:
-    weights = head.log_weights.exp().sum((0, 1))
-    return weights.topk(max(1, int(_FIRST_PASS * len(weights)))).indices.sort().values
-
-
-def _distances(
-    head: DejaVidHead, steps: Tensor, offsets: Tensor, classes: Sequence[int], columns: Tensor | None = None
-) -> Tensor:
-    """(N, len(classes)) distances, over some features only if `columns` are given."""
-    parts = [steps, head.centroids[classes], head.log_weights[classes]]
-    if columns is not None:
-        parts = [part[..., columns].contiguous() for part in parts]
-    values, centroids, log_weights = parts
-    return weighted_dtw(
-        values, offsets, centroids, log_weights, step_pattern=head.step_pattern, backend=head.backend
-    ).cpu()
-
-
-def _subset(steps: Tensor, offsets: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The packed TSEs at `rows`."""
-    lengths = offsets.diff()[rows]
-    packed = torch.cat([offsets.new_zeros(1), lengths.cumsum(0)])
-    place = torch.arange(int(packed[-1])) + torch.repeat_interleave(offsets[rows] - packed[:-1], lengths)
-    return steps[place], packed

@@ -1,0 +1,391 @@
+"""Open-vocabulary recognition: videos against classes that are only names, as TC-CLIP is evaluated.
+
+A view is a clip of frames and a crop of them; the probabilities of a video's views are averaged. Several test
+sets (the splits of a benchmark) and several models (trained from several seeds) give a mean and a deviation.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..config import ExtractSection
+from ..errors import ConfigError, ManifestError
+from ..extract import load_encoder, read_manifest
+from ..extract.assemble import Assembly, Clip
+from ..extract.encoders.tcclip.prompts import ClassNames, read_class_names
+from ..extract.encoders.tcclip.sampling import random_frames, spread_frames
+from ..extract.plan import Recipe
+from ..extract.pool import DecodePool, warm_up
+from ..extract.presets import Windowing
+from ..extract.worker import Chunk, DecodeSettings, End, Failed, Job, Start
+from ..train.files import write_atomically
+from .metrics import Missing, Split, Summary, outcomes_of, summarise
+from .task import Floats
+
+if TYPE_CHECKING:
+    from ..extract import ClipEncoder
+    from ..extract.manifest import Manifest, Row
+
+_SHOWN = 5  # problems printed in full
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a video is scored by.
+
+    Args:
+        n_clips: clips of frames.
+        crops: `center`, or `three` along the longer side.
+        seed: draws the frames at random, as the published protocol does with more than one clip; None takes
+            them at equal distances.
+    """
+
+    n_clips: int = 2
+    crops: Literal["center", "three"] = "center"
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Videos and the classes to choose from.
+
+    Args:
+        manifest: CSV or Parquet; a label is the name or the id of a class in `labels`.
+        split: rows of the manifest to score.
+        labels: CSV (id, name) or JSON ({id: name}); its order is that of the classes.
+        root: folder the manifest's paths start at; default: the manifest's own.
+    """
+
+    __test__ = False  # no test, whatever its name tells pytest
+
+    manifest: Path
+    split: str
+    labels: Path
+    root: Path | None = None
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """One model on one test set.
+
+    Attributes:
+        model, test_set: which.
+        n_classes: to choose from.
+        summary: the accuracies with their denominators.
+        failures: video id -> why it has no scores.
+    """
+
+    model: str
+    test_set: TestSet
+    n_classes: int
+    summary: Summary
+    failures: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Average:
+    """Over models and test sets: means and deviations (of a population), shares in 0..1."""
+
+    top1: float
+    top1_std: float
+    top5: float
+    top5_std: float
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """Results on `base` and, in a base-to-novel evaluation, on `novel`.
+
+    Attributes:
+        views: what videos were scored by.
+        missing: whether videos without scores count as wrong.
+        base, novel: one result per model and test set; novel is empty without novel classes.
+    """
+
+    views: Views
+    missing: Missing
+    base: tuple[SetResult, ...]
+    novel: tuple[SetResult, ...]
+
+    @property
+    def base_average(self) -> Average:
+        return average(self.base)
+
+    @property
+    def novel_average(self) -> Average | None:
+        return average(self.novel) if self.novel else None
+
+    @property
+    def harmonic_mean(self) -> float | None:
+        """Of the two averages of top-1; None without novel classes."""
+        if self.novel_average is None:
+            return None
+        base, novel = self.base_average.top1, self.novel_average.top1
+        return 2 * base * novel / (base + novel) if base + novel else 0.0
+
+
+def zero_shot(
+    models: Sequence[str],
+    base: Sequence[TestSet],
+    novel: Sequence[TestSet] = (),
+    *,
+    views: Views = Views(),  # noqa: B008 (it is frozen)
+    section: ExtractSection,
+    missing: Missing = "wrong",
+    progress: bool = False,
+) -> ZeroShotResult:
+    """Scores every model on every test set.
+
+    Args:
+        models: encoder URIs, `tcclip:FOLDER`.
+        base, novel: test sets; `novel` only for a base-to-novel evaluation.
+        views: what a video is scored by.
+        section: where the encoder runs and how videos are decoded; its windows are not used.
+        missing: whether videos that cannot be decoded count as wrong or are left out.
+        progress: show bars on standard error.
+
+    Raises:
+        ConfigError: a model or a label file cannot be read, or an encoder knows no classes by name.
+        ManifestError: a manifest is wrong, has no such split, or labels that are no class.
+    """
+    if not models or not base:
+        raise ConfigError(
+            "nothing to evaluate",
+            where="zero-shot evaluation",
+            fix="give a model tcclip:FOLDER and a file of classes",
+        )
+    # Everything that can be wrong in a file is found before the first video is decoded.
+    checked = {test: _Videos(test) for test in (*base, *novel)}
+    if section.workers:
+        warm_up()
+    results = {
+        (model, test): _score_set(model, videos, views, section, missing, progress)
+        for model in models
+        for test, videos in checked.items()
+    }
+    return ZeroShotResult(
+        views,
+        missing,
+        tuple(results[model, test] for test in base for model in models),
+        tuple(results[model, test] for test in novel for model in models),
+    )
+
+
+def average(results: Sequence[SetResult]) -> Average:
+    """Mean and standard deviation (of a population) over results; there must be at least one."""
+    top1 = [result.summary.top1 for result in results]
+    top5 = [result.summary.top5 for result in results]
+    return Average(float(np.mean(top1)), float(np.std(top1)), float(np.mean(top5)), float(np.std(top5)))
+
+
+def table(result: ZeroShotResult) -> list[tuple[str, ...]]:
+    """Rows of text: a header, one row per result, averages, and the harmonic mean."""
+    rows = [("test set", "model", "classes", "top-1", "top-5", "correct / counted", "failed")]
+    for name, part in (("base", result.base), ("novel", result.novel)):
+        for item in part:
+            s = item.summary
+            rows.append(
+                (
+                    f"{item.test_set.manifest.stem}:{item.test_set.split}",
+                    item.model,
+                    str(item.n_classes),
+                    _percent(s.top1),
+                    _percent(s.top5) if item.n_classes > 5 else "-",
+                    f"{s.n_correct} / {s.n_denominator}",
+                    str(len(item.failures)),
+                )
+            )
+        if len(part) > 1 or result.novel:
+            mean = average(part)
+            label = f"mean of {name}" if result.novel else "mean"
+            top5 = f"{_percent(mean.top5)} +- {100 * mean.top5_std:.1f}"
+            top5 = top5 if all(item.n_classes > 5 for item in part) else "-"
+            rows.append((label, "", "", f"{_percent(mean.top1)} +- {100 * mean.top1_std:.1f}", top5, "", ""))
+        if not result.novel:
+            return rows
+    assert result.harmonic_mean is not None
+    return [*rows, ("harmonic mean", "", "", _percent(result.harmonic_mean), "", "", "")]
+
+
+def write_zero_shot(result: ZeroShotResult, path: Path) -> None:
+    """Writes a result as JSON, with everything that `table` shows and the failures' causes."""
+    facts: dict[str, Any] = asdict(result)
+    facts["base_average"] = asdict(result.base_average)
+    if result.novel_average is not None:
+        facts |= {"novel_average": asdict(result.novel_average), "harmonic_mean": result.harmonic_mean}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(facts, indent=1, default=str) + "\n").encode())
+
+
+class _Videos:
+    """The checked videos of a test set."""
+
+    def __init__(self, test: TestSet) -> None:
+        self.test = test
+        self.classes = read_class_names(test.labels)
+        self.manifest: Manifest = read_manifest(test.manifest, test.root)
+        self.rows: list[Row] = [row for row in self.manifest.rows if row.split == test.split]
+        if not self.rows:
+            found = sorted({row.split for row in self.manifest.rows if row.split})
+            raise ManifestError(
+                f"no video is in split {test.split!r}",
+                where=str(test.manifest),
+                fix=f"one of {', '.join(found) or 'none: the manifest has no splits'}",
+            )
+        targets = class_indices([row.label for row in self.rows], self.classes, test)
+        names = self.classes.names
+        n_views = np.zeros(len(self.rows), np.int64)
+        self.split = Split(test.split, names, tuple(row.video_id for row in self.rows), targets, n_views)
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [Job(row.video_id, self.manifest.file_of(row), row.start_s, row.end_s) for row in self.rows]
+
+
+def class_indices(labels: Sequence[str], classes: ClassNames, test: TestSet) -> np.ndarray[Any, Any]:
+    """Index of each label among the classes: all labels are names, or all are ids.
+
+    Raises:
+        ManifestError: names labels that are neither.
+    """
+    for known in (classes.names, classes.ids):
+        place = {name: index for index, name in enumerate(known)}
+        if all(label in place for label in labels):
+            return np.array([place[label] for label in labels], np.int64)
+    named = {*classes.names}
+    lost = sorted({label for label in labels if label not in named})
+    shown = ", ".join(repr(label) for label in lost[:_SHOWN])
+    raise ManifestError(
+        f"{len(lost)} labels of split {test.split!r} are not among the {len(named)} classes: {shown}",
+        where=f"{test.manifest} with {test.labels}",
+        fix="label every video with the name, or every video with the id, of a class in the file",
+    )
+
+
+@dataclass(frozen=True)
+class _ViewSampling(Windowing):
+    """Clips over the whole video in the place of windows."""
+
+    n_clips: int = 1
+    seed: int | None = None
+
+    def plan(self, n_frames: int, fps: float) -> np.ndarray[Any, Any]:
+        """(n_clips, 1, clip_len); a function of the length alone, as it is made more than once per video."""
+        if self.seed is None:
+            return spread_frames(n_frames, self.clip_len, self.n_clips)[:, None]
+        random = np.random.RandomState((self.seed, n_frames))
+        return np.stack([random_frames(n_frames, self.clip_len, random) for _ in range(self.n_clips)])[
+            :, None
+        ]
+
+
+def _score_set(
+    model: str, videos: _Videos, views: Views, section: ExtractSection, missing: Missing, progress: bool
+) -> SetResult:
+    mark = "&" if "?" in model else "?"
+    encoder = load_encoder(
+        f"{model}{mark}labels={quote(str(videos.test.labels))}",
+        device=section.device,
+        precision=section.precision,
+        compile=section.compile,
+    )
+    if encoder.num_classes != len(videos.classes.names):
+        raise ConfigError(
+            f"this encoder has {encoder.num_classes} classes of its own and takes no names",
+            where=model,
+            fix="zero-shot evaluation needs tcclip:FOLDER, made by dejavid encoder convert",
+        )
+    spec = encoder.spec
+    if views.crops == "three":  # the published crops cover the whole short side
+        spec = replace(spec, short_side=min(spec.height, spec.width))
+    windowing = _ViewSampling(spec.frames, 1, 1, crops=views.crops, n_clips=views.n_clips, seed=views.seed)
+    settings = DecodeSettings(Recipe(spec, windowing), section.decoder, section.folder_fps, section.timeout_s)
+    scorer = _Scorer(encoder, settings.recipe, section.batch_size)
+    failures: dict[str, str] = {}
+    jobs = videos.jobs
+    scores = np.full((len(jobs), encoder.num_classes), np.nan)
+    with (
+        tqdm(total=len(jobs), unit="video", desc=videos.test.split, disable=not progress) as bar,
+        DecodePool(jobs, settings, section.workers, threading.Event()) as pool,
+    ):
+        for number, job in enumerate(jobs):
+            cause = scorer.take(number, pool)
+            if cause is not None:
+                failures[job.video_id] = cause
+            bar.update()
+            for done, probabilities in scorer.finished():
+                scores[done] = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+        scorer.flush()
+        for done, probabilities in scorer.finished():
+            scores[done] = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+    outcomes = outcomes_of(videos.split, np.arange(len(jobs)), scores, probabilities=True)
+    summary = summarise(videos.split, outcomes, missing)
+    return SetResult(model, videos.test, encoder.num_classes, summary, failures)
+
+
+class _Scorer:
+    """Turns decoded frames into the probabilities of a video's views, in batches over videos."""
+
+    def __init__(self, encoder: ClipEncoder, recipe: Recipe, batch_size: int) -> None:
+        self._encoder, self._recipe, self._batch_size = encoder, recipe, batch_size
+        self._clips: deque[Clip] = deque()
+        self._open: deque[tuple[int, Assembly]] = deque()
+
+    def take(self, number: int, pool: DecodePool) -> str | None:
+        """Takes the events of one video; the cause if it cannot be decoded."""
+        assembly: Assembly | None = None
+        for event in pool.events(number):
+            match event:
+                case Start():
+                    self._forget(assembly)
+                    assembly = Assembly(self._recipe, event.n_frames, event.fps, event.height, event.width)
+                case Chunk():
+                    assert assembly is not None
+                    pixels = torch.from_numpy(event.pixels).to(self._encoder.device)
+                    self._clips += assembly.add_frames(event.times_s, pixels)
+                    while len(self._clips) >= self._batch_size:
+                        self._encode()
+                case End():
+                    assert assembly is not None
+                    self._open.append((number, assembly))
+                case Failed():
+                    self._forget(assembly)
+                    return event.cause
+        return None
+
+    def flush(self) -> None:
+        """Encodes what is waiting for a full batch."""
+        while self._clips:
+            self._encode()
+
+    def finished(self) -> Iterator[tuple[int, Floats]]:
+        """Number and mean probabilities (C,) of the videos that are done, in order."""
+        while self._open and self._open[0][1].complete:
+            number, assembly = self._open.popleft()
+            yield number, assembly.finish().values.mean(0)
+
+    def _encode(self) -> None:
+        batch = [self._clips.popleft() for _ in range(min(self._batch_size, len(self._clips)))]
+        logits = self._encoder.encode(torch.stack([clip.pixels for clip in batch])).logits
+        assert logits is not None
+        for clip, probabilities in zip(batch, logits.softmax(-1).cpu().numpy(), strict=True):
+            clip.owner.put(clip.slot, probabilities, None)
+
+    def _forget(self, assembly: Assembly | None) -> None:
+        """Drops clips of a pass that is void."""
+        self._clips = deque(clip for clip in self._clips if clip.owner is not assembly)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
