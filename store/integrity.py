@@ -19,7 +19,7 @@ from .index import PartTable, read_commit, remembered_ids
 from .labels import read_labels
 from .layout import COMMIT_FILE, FAILED, PARTS, Commit, Header, object_crc
 from .opening import read_header
-from .part import MappedPart
+from .part import MappedPart, PartGoneError
 
 STALE_S = 3600.0  # a temporary folder that nobody has changed for so long is a killed writer's
 
@@ -129,11 +129,11 @@ class RepairReport:
 def info(path: Path | str) -> StoreInfo:
     """Summarises a store from its commit records, without reading features."""
     folder = find_folder(path)
-    return _info(folder, read_header(folder))
+    header = read_header(folder)
+    return _info(folder, header, PartTable(folder, header))
 
 
-def _info(folder: Folder, header: Header) -> StoreInfo:
-    table = PartTable(folder, header)
+def _info(folder: Folder, header: Header, table: PartTable) -> StoreInfo:
     commits = table.commits.values()
     n_copies = sum(len(commit.ids) for commit in commits)
     return StoreInfo(
@@ -165,7 +165,7 @@ def status(path: Path | str, labels: Path | str) -> StoreStatus:
         done = sum(video_id in table.where for video_id in ids)
         splits[split] = SplitStatus(len(ids), done, sum(video_id in failed for video_id in ids))
     return StoreStatus(
-        info=_info(folder, header),
+        info=_info(folder, header, table),
         splits=splits,
         missing=[i for i in rows if i not in table.where and i not in failed],
         failed=failed,
@@ -195,16 +195,17 @@ def find_duplicates(folder: Folder, table: PartTable) -> list[Duplicate]:
                 first = table.where[video_id]
                 start = (table.part_of[first], int(table.video_of[first]))
                 holders.setdefault(video_id, [start]).append((commit.part, video))
-    parts: dict[str, MappedPart] = {}
+    checksums: dict[str, list[int]] = {}
     for name in {name for copies in holders.values() for name, _ in copies}:
-        parts[name] = MappedPart(folder.local_part(table.commits[name]), table.commits[name])
+        with suppress(PartGoneError):  # compacted meanwhile, and its second copies with it
+            part = MappedPart(folder.local_part(table.commits[name]), table.commits[name])
+            checksums[name] = part.array("checksums").tolist()
     found = []
     for video_id, copies in holders.items():
-        prints = {
-            (parts[name].commit.lengths[video], int(parts[name].array("checksums")[video]))
-            for name, video in copies
-        }
-        found.append(Duplicate(video_id, tuple(name for name, _ in copies), len(prints) == 1))
+        there = [(name, video) for name, video in copies if name in checksums]
+        prints = {(table.commits[name].lengths[video], checksums[name][video]) for name, video in there}
+        if len(there) > 1:
+            found.append(Duplicate(video_id, tuple(name for name, _ in there), len(prints) == 1))
     return found
 
 

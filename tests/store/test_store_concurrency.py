@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dejavid.errors import StoreError
-from dejavid.store import compact, open_store, repair, verify
+from dejavid.store import compact, open_store, repair, status, verify
 
 N_WRITERS, N_VIDEOS = 8, 40
 
@@ -18,6 +18,8 @@ N_WRITERS, N_VIDEOS = 8, 40
 def test_writers_reader_verify_and_compact_at_once(tmp_path, stores):
     """Each writer commits its own videos in many small parts; every result is exact, and nobody fails."""
     stores.create(tmp_path)
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("video_id,label,split\n")
     context = multiprocessing.get_context("fork")
     done = context.Event()
 
@@ -43,6 +45,7 @@ def test_writers_reader_verify_and_compact_at_once(tmp_path, stores):
             compact(tmp_path, target_bytes=30_000)
             assert verify(tmp_path).damaged == []
             assert repair(tmp_path).quarantined == {}
+            assert status(tmp_path, manifest).duplicates == []
 
     writers = [context.Process(target=write, args=(i * N_VIDEOS,)) for i in range(N_WRITERS)]
     others = [context.Process(target=read), context.Process(target=maintain)]
