@@ -51,7 +51,9 @@ _TOWERS = {
 
 
 def load_video(name: str, options: Options) -> ClipEncoder:
-    """Builds a video classifier, its final layer taken off; option: revision of a hub repository.
+    """Builds a video classifier, its final layer taken off, or V-JEPA 2's encoder alone (mean of its tokens).
+
+    Option: revision of a hub repository.
 
     Raises:
         ConfigError: the model cannot be read, or is of no known family.
@@ -59,31 +61,40 @@ def load_video(name: str, options: Options) -> ClipEncoder:
     transformers = import_transformers()
     config = _read_config(transformers, name, options)
     kind = _VIDEO.get(config.model_type)
-    if kind is None or not _is_classifier(config, "ForVideoClassification"):
+    classifies = _is_classifier(config, "ForVideoClassification")
+    if kind is None or not (classifies or config.model_type == "vjepa2"):
         raise ConfigError(
             f"{config.model_type} ({', '.join(config.architectures or ['?'])}) is no video classifier",
             where=f"hf:{name}",
             fix=f"one of {', '.join(_VIDEO)} for video classification; image models: hf-image:",
         )
-    model = _read_model(transformers.AutoModelForVideoClassification, name, options)
+    frames, size = getattr(config, kind.frames), _side(getattr(config, kind.size))
+    usual = ClipSpec(frames, size, size, antialias=True)
+    spec, mean, std = _read_processor(transformers, name, usual, kind.mean, kind.std)
+    head: nn.Module | None = None
+    if classifies:
+        model = _read_model(transformers.AutoModelForVideoClassification, name, options)
+        feature_dim = model.classifier.in_features
+        head, model.classifier = model.classifier, nn.Identity()
+    else:
+        model = _read_model(transformers.VJEPA2Model, name, options)
+        feature_dim = config.hidden_size
     if config.model_type == "videomae" and config.layer_norm_eps == 1e-6:
         model.fc_norm.eps = 1e-6  # VideoMAE V2 in this layout; the class hard-codes torch's 1e-5
-    frames, size = getattr(config, kind.frames), _side(getattr(config, kind.size))
-    spec, mean, std = _read_processor(
-        transformers, name, ClipSpec(frames, size, size, antialias=True), kind.mean, kind.std
-    )
-    head, model.classifier = model.classifier, nn.Identity()
 
     def embed(model: nn.Module, pixels: Tensor) -> Tensor:
-        features: Tensor = model(**{kind.argument: pixels}).logits
-        return features.reshape(len(pixels), -1)  # VideoPrism has a token axis
+        if classifies:
+            features: Tensor = model(**{kind.argument: pixels}).logits
+            return features.reshape(len(pixels), -1)  # VideoPrism has a token axis
+        tokens: Tensor = model(pixel_values_videos=pixels, skip_predictor=True).last_hidden_state
+        return tokens.mean(dim=1)
 
     return TorchEncoder(
         family=f"hf-{config.model_type}",
         model=model,
         head=head,
         spec=spec,
-        feature_dim=head.in_features,
+        feature_dim=feature_dim,
         mean=mean,
         std=std,
         layout="BTCHW",

@@ -67,9 +67,8 @@ def _vivit(tmp_path: Path) -> Case:
     )
 
 
-def _vjepa2(tmp_path: Path) -> Case:
-    t = import_transformers()
-    config = t.VJEPA2Config(
+def _vjepa2_config() -> Any:
+    return import_transformers().VJEPA2Config(
         crop_size=32,
         patch_size=16,
         frames_per_clip=4,
@@ -82,9 +81,20 @@ def _vjepa2(tmp_path: Path) -> Case:
         num_pooler_layers=1,
         num_labels=7,
     )
-    model = t.VJEPA2ForVideoClassification(config)
+
+
+def _vjepa2(tmp_path: Path) -> Case:
+    model = import_transformers().VJEPA2ForVideoClassification(_vjepa2_config())
     size = {"shortest_edge": 36}
     return _hf(tmp_path, model, "pixel_values_videos", "logits", "hf", size=size, resample=2)
+
+
+def _vjepa2_encoder(tmp_path: Path) -> Case:
+    """The encoder without a head, as most of its checkpoints are."""
+    model = import_transformers().VJEPA2Model(_vjepa2_config()).eval()
+    model.save_pretrained(tmp_path)
+    encoder = load_encoder(f"hf:{tmp_path}", device="cpu")
+    return Case(encoder, lambda pixels: model(pixel_values_videos=pixels).last_hidden_state.mean(1))
 
 
 def _videoprism(tmp_path: Path) -> Case:
@@ -216,6 +226,7 @@ CASES = {
     "hf:timesformer": _timesformer,
     "hf:vivit": _vivit,
     "hf:vjepa2": _vjepa2,
+    "hf:vjepa2-encoder": _vjepa2_encoder,
     "hf:videoprism": _videoprism,
     "hf-image:clip": _clip,
     "hf-image:siglip": _siglip,
@@ -284,7 +295,15 @@ def test_weights_decide_the_identity() -> None:
     assert load_encoder("toy:1", device="cpu").id in ids
 
 
-def test_models_in_precision_and_compiled_agree() -> None:
+@pytest.mark.slow
+def test_a_compiled_encoder_agrees() -> None:
+    clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    plain, compiled = (load_encoder("toy:0", device="cpu", compile=on).encode(clips) for on in (False, True))
+    torch.testing.assert_close(compiled.features, plain.features, atol=1e-5, rtol=0)
+    torch.testing.assert_close(compiled.logits, plain.logits, atol=1e-5, rtol=0)
+
+
+def test_half_precision_stays_close() -> None:
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
     full = load_encoder("toy:0", device="cpu").encode(clips).features
     half = load_encoder("toy:0", device="cpu", precision="bfloat16").encode(clips).features

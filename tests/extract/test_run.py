@@ -23,6 +23,7 @@ from dejavid.config import Config, load_config
 from dejavid.errors import (
     ConfigError,
     ManifestError,
+    OutOfMemory,
     PartialResultError,
     Preempted,
     StoreError,
@@ -327,6 +328,19 @@ def test_features_that_are_no_numbers_are_failures(
     assert report.n_done + report.n_failed == N
     (ledger,) = report.failures_path.glob("*.jsonl")
     assert all(json.loads(line)["stage"] == "encode" for line in ledger.read_text().splitlines())
+
+
+def test_a_batch_that_does_not_fit_says_what_to_do(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(self: TorchEncoder, clips: torch.Tensor) -> Encoded:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TorchEncoder, "encode", too_large)
+    with pytest.raises(OutOfMemory) as caught:
+        extract_videos(_config(manifest, tmp_path), progress=False)
+    assert caught.value.fix == "--set extract.batch_size=2"
+    assert "(5, 4, 32, 32, 3)" in caught.value.what
 
 
 def test_too_many_failures_exit_4_and_retry_mends_them(manifest: Path, tmp_path: Path) -> None:
