@@ -93,11 +93,15 @@ class DecodePool:
         served = 0
         try:
             while (number := self._take()) is not None:
-                if worker is None:
-                    worker, served = _Worker(self._settings), 0
-                alive = self._serve(worker, number)
+                try:
+                    if worker is None:
+                        worker, served = _Worker(self._settings), 0
+                    alive = self._serve(worker, number)
+                except OSError as error:  # no memory, or no file handles, for one more process
+                    self._forward(number, Failed(f"no decode process could be started: {error}"))
+                    alive = False
                 served += 1
-                if not alive or served >= _RECYCLE_AFTER:
+                if worker is not None and (not alive or served >= _RECYCLE_AFTER):
                     worker.stop()
                     worker = None
         finally:

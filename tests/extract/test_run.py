@@ -528,6 +528,19 @@ def test_a_decoder_that_dies_costs_one_video(
     assert all(content[f"v{k}"] == expected[f"v{k}"] for k in range(4))
 
 
+def test_no_decode_process_at_all_is_no_silence(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(self: object, settings: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(pool._Worker, "__init__", no_memory)
+    with pytest.raises(PartialResultError, match="12 of 12 videos failed"):
+        extract_videos(_config(manifest, tmp_path, "extract.workers=2"), progress=False)
+    (ledger,) = (tmp_path / "store" / "failed").glob("*.jsonl")
+    assert "no decode process could be started" in ledger.read_text()
+
+
 def test_decoders_are_replaced_after_a_while(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: object
 ) -> None:
