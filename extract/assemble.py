@@ -60,7 +60,6 @@ class Assembly:
         n_official = len(self._plan.official) * self._geometry.n_official_crops
         self._official: list[Floats | None] = [None] * n_official
         self._n_results = 0
-        self.n_steps = len(self._plan.steps)
 
     def add_frames(self, times_s: NDArray[np.float64], pixels: Tensor) -> list[Clip]:
         """Takes the next wanted frames, uint8 (n, H, W, 3); returns the clips they complete."""
