@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import cli_setup, cli_store
-from .cli_options import ConfigFile, Overrides, Quiet, echo, load
+from . import cli_setup, cli_store, cli_zero_shot
+from .cli_options import ConfigFile, Overrides, Quiet, echo, load, load_any
 from .errors import DejaVidError, PartialResultError
 
 if TYPE_CHECKING:
@@ -142,9 +142,33 @@ def evaluate(
         bool,
         typer.Option("--ablation", help="Also train heads with a part held fixed, and with the diagonal."),
     ] = False,
+    zero_shot: cli_zero_shot.Models = None,
+    classes: cli_zero_shot.Classes = None,
+    on: cli_zero_shot.On = None,
+    novel_classes: cli_zero_shot.NovelClasses = None,
+    novel_on: cli_zero_shot.NovelOn = None,
+    clips: cli_zero_shot.Clips = 2,
+    three_crops: cli_zero_shot.ThreeCrops = False,
+    view_seed: cli_zero_shot.ViewSeed = None,
     quiet: Quiet = False,
 ) -> None:
     """Scores the head and the baselines on the same videos; prints a table and writes it to files."""
+    if zero_shot:
+        cli_zero_shot.evaluate_zero_shot(
+            load_any(config_file, overrides),
+            zero_shot,
+            classes=classes or (),
+            on=on or (),
+            novel_classes=novel_classes or (),
+            novel_on=novel_on or (),
+            clips=clips,
+            three_crops=three_crops,
+            seed=view_seed,
+            progress=not quiet,
+        )
+        return
+    if classes or on or novel_classes or novel_on:
+        raise typer.BadParameter("classes and lists of videos need --zero-shot")
     from .pipeline import evaluate_stage
 
     changes = list(overrides or ())

@@ -13,7 +13,7 @@ from .errors import ConfigError
 SHOWN = 20  # lines of a list that are printed; the rest is counted
 
 manifest_app = typer.Typer(help="Check the list of videos, or import a dataset's.", no_args_is_help=True)
-encoder_app = typer.Typer(help="List the encoders, check one.", no_args_is_help=True)
+encoder_app = typer.Typer(help="List the encoders, check one, convert one.", no_args_is_help=True)
 config_app = typer.Typer(help="Show or check the configuration.", no_args_is_help=True)
 
 
@@ -103,6 +103,32 @@ def encoder_check(
         typer.echo(
             f"top-1 {100 * found.top1:.1f} % of {found.n_split} videos, {found.n_scored} of them scored"
         )
+
+
+@encoder_app.command("convert")
+def encoder_convert(
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Made; then an encoder, tcclip:FOLDER.")],
+    base: Annotated[
+        str, typer.Option(help="CLIP in transformers' layout: a folder, or a hub repository.")
+    ] = "openai/clip-vit-base-patch16",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Of TC-CLIP or ViFi-CLIP, as published; without one CLIP alone.")
+    ] = None,
+    ensemble: Annotated[
+        float, typer.Option(help="Share of the checkpoint in the mean with CLIP's weights; 0.7 as published.")
+    ] = 1.0,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="NAME=VALUE", help="Of the model; over the checkpoint's own."),
+    ] = None,
+) -> None:
+    """Turns a TC-CLIP checkpoint, or CLIP alone, into a folder for tcclip:FOLDER."""
+    from .config import parse_assignments
+    from .extract.encoders.tcclip.convert import convert
+
+    changes = parse_assignments(options or (), "--option")
+    done = convert(checkpoint, base, out, changes=changes, ensemble=ensemble)
+    typer.echo(f"{done.path}: {done.options.method}, {done.n_parameters:,} parameters")
 
 
 @config_app.command("show")

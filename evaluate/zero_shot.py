@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +30,7 @@ from ..extract.pool import DecodePool, warm_up
 from ..extract.presets import Windowing
 from ..extract.worker import Chunk, DecodeSettings, End, Failed, Job, Start
 from ..train.files import write_atomically
+from .evaluation import percent
 from .metrics import Missing, Split, Summary, outcomes_of, summarise
 from .task import Floats
 
@@ -54,6 +55,14 @@ class Views:
     n_clips: int = 2
     crops: Literal["center", "three"] = "center"
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_clips < 1 or self.crops not in ("center", "three"):
+            raise ConfigError(
+                f"{self.n_clips} clips with crops {self.crops!r} are no views",
+                where="zero-shot evaluation",
+                fix="at least one clip, and crops center or three",
+            )
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ def zero_shot(
     base: Sequence[TestSet],
     novel: Sequence[TestSet] = (),
     *,
-    views: Views = Views(),  # noqa: B008 (it is frozen)
+    views: Views = Views(),
     section: ExtractSection,
     missing: Missing = "wrong",
     progress: bool = False,
@@ -165,6 +174,13 @@ def zero_shot(
             where="zero-shot evaluation",
             fix="give a model tcclip:FOLDER and a file of classes",
         )
+    for model in models:
+        if not model.startswith("tcclip:"):
+            raise ConfigError(
+                "this encoder takes no names of classes",
+                where=model,
+                fix="give tcclip:FOLDER, made by dejavid encoder convert",
+            )
     # Everything that can be wrong in a file is found before the first video is decoded.
     checked = {test: _Videos(test) for test in (*base, *novel)}
     if section.workers:
@@ -191,7 +207,9 @@ def average(results: Sequence[SetResult]) -> Average:
 
 def table(result: ZeroShotResult) -> list[tuple[str, ...]]:
     """Rows of text: a header, one row per result, averages, and the harmonic mean."""
-    rows = [("test set", "model", "classes", "top-1", "top-5", "correct / counted", "failed")]
+    rows: list[tuple[str, ...]] = [
+        ("test set", "model", "classes", "top-1", "top-5", "correct / counted", "failed")
+    ]
     for name, part in (("base", result.base), ("novel", result.novel)):
         for item in part:
             s = item.summary
@@ -200,8 +218,8 @@ def table(result: ZeroShotResult) -> list[tuple[str, ...]]:
                     f"{item.test_set.manifest.stem}:{item.test_set.split}",
                     item.model,
                     str(item.n_classes),
-                    _percent(s.top1),
-                    _percent(s.top5) if item.n_classes > 5 else "-",
+                    percent(s.top1),
+                    percent(s.top5) if item.n_classes > 5 else "-",
                     f"{s.n_correct} / {s.n_denominator}",
                     str(len(item.failures)),
                 )
@@ -209,13 +227,13 @@ def table(result: ZeroShotResult) -> list[tuple[str, ...]]:
         if len(part) > 1 or result.novel:
             mean = average(part)
             label = f"mean of {name}" if result.novel else "mean"
-            top5 = f"{_percent(mean.top5)} +- {100 * mean.top5_std:.1f}"
+            top5 = f"{percent(mean.top5)} +- {100 * mean.top5_std:.1f}"
             top5 = top5 if all(item.n_classes > 5 for item in part) else "-"
-            rows.append((label, "", "", f"{_percent(mean.top1)} +- {100 * mean.top1_std:.1f}", top5, "", ""))
+            rows.append((label, "", "", f"{percent(mean.top1)} +- {100 * mean.top1_std:.1f}", top5, "", ""))
         if not result.novel:
             return rows
     assert result.harmonic_mean is not None
-    return [*rows, ("harmonic mean", "", "", _percent(result.harmonic_mean), "", "", "")]
+    return [*rows, ("harmonic mean", "", "", percent(result.harmonic_mean), "", "", "")]
 
 
 def write_zero_shot(result: ZeroShotResult, path: Path) -> None:
@@ -300,12 +318,6 @@ def _score_set(
         precision=section.precision,
         compile=section.compile,
     )
-    if encoder.num_classes != len(videos.classes.names):
-        raise ConfigError(
-            f"this encoder has {encoder.num_classes} classes of its own and takes no names",
-            where=model,
-            fix="zero-shot evaluation needs tcclip:FOLDER, made by dejavid encoder convert",
-        )
     spec = encoder.spec
     if views.crops == "three":  # the published crops cover the whole short side
         spec = replace(spec, short_side=min(spec.height, spec.width))
@@ -324,21 +336,24 @@ def _score_set(
             if cause is not None:
                 failures[job.video_id] = cause
             bar.update()
-            for done, probabilities in scorer.finished():
-                scores[done] = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
-        scorer.flush()
-        for done, probabilities in scorer.finished():
-            scores[done] = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
+        scorer.finish()
+    for number, probabilities in scorer.results.items():
+        scores[number] = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
     outcomes = outcomes_of(videos.split, np.arange(len(jobs)), scores, probabilities=True)
     summary = summarise(videos.split, outcomes, missing)
     return SetResult(model, videos.test, encoder.num_classes, summary, failures)
 
 
 class _Scorer:
-    """Turns decoded frames into the probabilities of a video's views, in batches over videos."""
+    """Turns decoded frames into the probabilities of a video's views, in batches over videos.
+
+    Attributes:
+        results: number of a video -> (C,) mean probabilities of its views.
+    """
 
     def __init__(self, encoder: ClipEncoder, recipe: Recipe, batch_size: int) -> None:
         self._encoder, self._recipe, self._batch_size = encoder, recipe, batch_size
+        self.results: dict[int, Floats] = {}
         self._clips: deque[Clip] = deque()
         self._open: deque[tuple[int, Assembly]] = deque()
 
@@ -359,21 +374,16 @@ class _Scorer:
                 case End():
                     assert assembly is not None
                     self._open.append((number, assembly))
+                    self._collect()
                 case Failed():
                     self._forget(assembly)
                     return event.cause
         return None
 
-    def flush(self) -> None:
+    def finish(self) -> None:
         """Encodes what is waiting for a full batch."""
         while self._clips:
             self._encode()
-
-    def finished(self) -> Iterator[tuple[int, Floats]]:
-        """Number and mean probabilities (C,) of the videos that are done, in order."""
-        while self._open and self._open[0][1].complete:
-            number, assembly = self._open.popleft()
-            yield number, assembly.finish().values.mean(0)
 
     def _encode(self) -> None:
         batch = [self._clips.popleft() for _ in range(min(self._batch_size, len(self._clips)))]
@@ -381,11 +391,13 @@ class _Scorer:
         assert logits is not None
         for clip, probabilities in zip(batch, logits.softmax(-1).cpu().numpy(), strict=True):
             clip.owner.put(clip.slot, probabilities, None)
+        self._collect()
+
+    def _collect(self) -> None:
+        while self._open and self._open[0][1].complete:
+            number, assembly = self._open.popleft()
+            self.results[number] = assembly.finish().values.mean(0)
 
     def _forget(self, assembly: Assembly | None) -> None:
         """Drops clips of a pass that is void."""
         self._clips = deque(clip for clip in self._clips if clip.owner is not assembly)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -104,7 +104,7 @@ def from_mapping(values: Mapping[str, Any], where: str) -> ModelOptions:
     """Options from JSON.
 
     Raises:
-        ConfigError: a name is unknown, or a value is out of its range.
+        ConfigError: a name is unknown, or a value is of another type or out of its range.
     """
     unknown = sorted(set(values) - {field.name for field in fields(ModelOptions)})
     if unknown:
@@ -113,6 +113,15 @@ def from_mapping(values: Mapping[str, Any], where: str) -> ModelOptions:
             where=where,
             fix=f"one of {', '.join(field.name for field in fields(ModelOptions))}",
         )
+    for name, value in values.items():
+        kind = type(getattr(ModelOptions, name))
+        accepted = {tuple: (tuple, list), float: (float, int)}.get(kind, (kind,))
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(
+                f"{name} = {value!r} is no {kind.__name__}",
+                where=where,
+                fix=f"for example {getattr(ModelOptions, name)!r}",
+            )
     return ModelOptions(**values)
 
 

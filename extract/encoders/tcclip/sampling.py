@@ -1,0 +1,30 @@
+"""Which frames of a video TC-CLIP sees: one from each of `clip_len` equal segments.
+
+A video of fewer frames repeats some of them, in order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...windows import Indices
+
+
+def spread_frames(n_frames: int, clip_len: int, n_clips: int = 1) -> Indices:
+    """(n_clips, clip_len) indices at equal distances; one clip takes the middle of every segment.
+
+    Clip j of n lies (j + 1/2) / n into each segment, so together the clips are spread evenly as well.
+    """
+    into = (np.arange(n_clips)[:, None] + 0.5) / n_clips
+    return np.asarray((np.arange(clip_len) + into) * n_frames / clip_len, np.int64)
+
+
+def random_frames(n_frames: int, clip_len: int, random: np.random.RandomState) -> Indices:
+    """(clip_len,) indices, a random one of each segment, as the published models were trained and tested.
+
+    Segments have a whole number of frames; what is left over at the end is never seen.
+    """
+    width = n_frames // clip_len
+    if not width:
+        return np.round(np.arange(clip_len) * n_frames / clip_len).astype(np.int64) % n_frames
+    return np.asarray(np.arange(clip_len) * width + random.randint(width, size=clip_len), np.int64)
