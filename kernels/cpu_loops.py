@@ -153,15 +153,19 @@ def _accumulate(
 
 @compiled
 def _trace_back(moves: Bytes, k: int, n_columns: int, lo: Ints, hi: Ints) -> None:
-    t, s = lo.shape[0] - 1, n_columns - 1
-    lo[t] = hi[t] = s
-    while t > 0 or s > 0:
-        move = moves[s, t, k]
-        s -= move >> 1
-        if move & 1:
-            t -= 1
-            hi[t] = s
+    """Without branches on the moves, which no CPU can foresee: the first column of a row is its last one met."""
+    length = lo.shape[0]
+    t, s = uint64(length - 1), uint64(n_columns - 1)
+    while t | s:
         lo[t] = s
+        move = moves[s, t, k]
+        s -= uint64(move >> 1)
+        t -= uint64(move & 1)
+    lo[0] = 0
+    for t in range(length - 1):
+        # The step after is left at its first column, to the column before where the move is diagonal.
+        hi[t] = lo[t + 1] - (moves[lo[t + 1], t + 1, k] >> 1)
+    hi[length - 1] = n_columns - 1
 
 
 @compiled
