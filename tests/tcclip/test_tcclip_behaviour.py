@@ -241,3 +241,5 @@ def test_official_configurations(config: dict[str, Any]) -> None:
     assert from_official({}, "x") == ModelOptions()
     with pytest.raises(ConfigError, match="ActionCLIP"):
         from_official({"trainer_name": "ActionCLIP"}, "x")
+    with pytest.raises(ConfigError, match="ablation"):
+        from_official({"vision_model": "VisionTransformer"}, "x")

@@ -7,16 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numbered_videos import write_video
 from torch import Tensor
 
+from dejavid.config import parse_config
 from dejavid.errors import ConfigError
-from dejavid.extract import load_encoder
+from dejavid.extract import extract_videos, load_encoder
 from dejavid.extract.encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from dejavid.extract.encoders.tcclip.convert import convert, load
 from dejavid.extract.encoders.tcclip.encoder import TcClipEncoder
 from dejavid.extract.encoders.tcclip.prompts import prompts_of, tokenise
+from dejavid.store import open_store
 
 Folder = Callable[[str], Path]
 
@@ -121,3 +125,30 @@ def test_what_is_refused(folder: Folder, tmp_path: Path) -> None:
     (tmp_path / "long.csv").write_text("id,name\n0," + "very " * 40 + "long\n")
     with pytest.raises(ConfigError, match="more than the 30"):
         load_encoder(f"tcclip:{folder('a')}?labels={tmp_path / 'long.csv'}", device="cpu")
+
+
+def test_windows_become_steps_of_embeddings_and_logits(folder: Folder, labels: Path, tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", 13, size=(96, 80))
+    (tmp_path / "m.csv").write_text("video_id,path,label,split\nv,v.mp4,zumba,train\n")
+    section = {
+        "encoder": f"tcclip:{folder('a')}?labels={labels}",
+        "clip_len": 4,
+        "frame_interval": 1,
+        "hop": 3,
+        "rows": "embedding+logits",
+        "device": "cpu",
+        "workers": 0,
+    }
+    config = parse_config(
+        {
+            "run": {"dir": str(tmp_path / "run")},
+            "manifest": {"path": str(tmp_path / "m.csv")},
+            "store": {"dtype": "float32"},
+            "extract": section,
+        },
+        "test",
+    )
+    extract_videos(config, progress=False)
+    values = open_store(config.store_path).get("v").values
+    assert values.shape == (4, 64 + 5)
+    np.testing.assert_allclose(np.linalg.norm(values[:, :64], axis=1), 1, atol=1e-5)

@@ -26,6 +26,7 @@ _OFFICIAL = {
     "context_length": "context_length",
     "parse_ucf101": "split_capitals",
 }
+_CONTEXTUAL = "TCVisionTransformer"
 _NAMES = {"TCCLIP": "tcclip", "ViFiCLIP": "vifi_clip"}
 
 
@@ -129,12 +130,18 @@ def from_official(config: Mapping[str, Any], where: str) -> ModelOptions:
     """Options from the configuration inside a released checkpoint; what it leaves out has its default.
 
     Raises:
-        ConfigError: it is of another method.
+        ConfigError: it is of another method, or of a part of TC-CLIP.
     """
     trainer = config.get("trainer_name", "TCCLIP")
     if trainer not in _NAMES:
         raise ConfigError(
             f"a model of the method {trainer!r}", where=where, fix=f"take one of {', '.join(_NAMES)}"
+        )
+    if trainer == "TCCLIP" and config.get("vision_model", _CONTEXTUAL) != _CONTEXTUAL:
+        raise ConfigError(
+            f"an ablation of TC-CLIP, with vision_model = {config['vision_model']}",
+            where=where,
+            fix="take a checkpoint of the full model",
         )
     values = {ours: config[theirs] for theirs, ours in _OFFICIAL.items() if theirs in config}
     if "prompt_levels" in values:
