@@ -153,7 +153,7 @@ def _accumulate(
 
 @compiled
 def _trace_back(moves: Bytes, k: int, n_columns: int, lo: Ints, hi: Ints) -> None:
-    """Without branches on the moves, which no CPU can foresee: the first column of a row is its last one met."""
+    """Without branches on the moves, which no CPU can foresee: a row is first at the column met last."""
     length = lo.shape[0]
     t, s = uint64(length - 1), uint64(n_columns - 1)
     while t | s:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dejavid.errors import OutOfMemory
 from dejavid.kernels import cpu, cpu_isa, cpu_plain, weighted_dtw
 
 HERE = Path(__file__).parent
@@ -140,6 +141,11 @@ print(list(cpu_vector.local_costs.inspect_asm().values())[0])
     for body in tiles:
         assert body.count("%zmm") >= 48
         assert "(%rsp)" not in body, body
+
+
+def test_running_out_of_memory_names_the_tensor():
+    with pytest.raises(OutOfMemory, match="cannot allocate 4503599627370496 bytes for the packed values"):
+        cpu._buffer("packed values", 1 << 50)
 
 
 def test_an_unwritable_cache_is_no_error(tmp_path):
