@@ -25,10 +25,11 @@ from dejavid.pipeline import evaluate_stage, evaluation_task, report_stage
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in (apt: chromium)")
 
-# Loads the page in a frame of the width asked for, then writes into its own document what it saw.
+# Loads the page in a frame of the width asked for and keeps writing into its own document what it sees there.
+# Figures are asked for as for printing: a browser without a screen need not notice what would be on it.
 PROBE = """<!doctype html><body style="margin:0"><iframe id="page" src="{url}"
 style="width:{width}px;height:30000px;border:0"></iframe><pre id="seen"></pre><script>
-setTimeout(() => {{
+function look() {{
   const page = document.getElementById("page").contentDocument;
   const places = [...page.querySelectorAll("[data-figure]")];
   document.getElementById("seen").textContent = JSON.stringify({{
@@ -40,19 +41,25 @@ setTimeout(() => {{
       (e) => !/^data:/.test(e.getAttribute("src") || e.getAttribute("href"))).length,
     markup: page.querySelectorAll("h3 b, td b, p b").length,
   }});
-}}, {wait});</script></body>"""
+  setTimeout(look, 200);
+}}
+addEventListener("load", () => {{
+  document.getElementById("page").contentWindow.dispatchEvent(new Event("beforeprint"));
+  look();
+}});</script></body>"""
+VIRTUAL_MS = 10_000  # of the page's own clock, which runs ahead while nothing happens
 
 
-def browse(page: Path, width: int, *, wait_ms: int = 8000) -> tuple[dict[str, int], list[str]]:
+def browse(page: Path, width: int) -> tuple[dict[str, int], list[str]]:
     """What the probe saw, and every line the page wrote to the console."""
     probe = page.with_name(f"probe-{width}.html")
-    probe.write_text(PROBE.format(url=page.name, width=width, wait=wait_ms), encoding="utf-8")
+    probe.write_text(PROBE.format(url=page.name, width=width), encoding="utf-8")
     assert CHROMIUM is not None
     flags = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
         " --disable-dev-shm-usage --disable-background-networking --disable-component-update"
         " --allow-file-access-from-files"
-        f" --enable-logging=stderr --dump-dom --virtual-time-budget={wait_ms + 4000} --window-size=1400,30000"
+        f" --enable-logging=stderr --dump-dom --virtual-time-budget={VIRTUAL_MS} --window-size=1400,30000"
     )
     profile = page.with_name(f"profile-{width}")
     command = [CHROMIUM, *flags.split(), f"--user-data-dir={profile}", probe.as_uri()]
