@@ -42,8 +42,8 @@ class ExtractReport:
     Args:
         n_videos: in this shard; of them n_done were encoded now, n_skipped before, and n_failed have no TSE.
         n_windows: steps written now; n_batches were the calls of the encoder.
-        stage_s: seconds until the first frame came, then waiting for frames, encoding, writing; and decoding,
-            which runs beside them (all processes together).
+        stage_s: seconds until the first frame came (start); from then on waiting for frames, encoding,
+            writing, and the rest (gather); and decoding, beside all that, in all processes together.
     """
 
     store_path: Path
@@ -55,7 +55,7 @@ class ExtractReport:
     n_windows: int = 0
     n_batches: int = 0
     stage_s: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("start", "wait", "encode", "write", "decode"), 0.0)
+        default_factory=lambda: dict.fromkeys(("start", "wait", "gather", "encode", "write", "decode"), 0.0)
     )
 
 
@@ -210,7 +210,7 @@ class _Run:
         # The largest value that the store's type holds; what is not below it is no feature.
         self._limit = 65504.0 if config.store.dtype == "float16" else float(np.finfo(np.float32).max)
         self._begin = time.monotonic()
-        self._has_begun = False
+        self._first_frame = 0.0
 
     def process(
         self,
@@ -231,14 +231,18 @@ class _Run:
                 if not self._take_video(row, pool, number):
                     break
             self._encode(everything=True)
+        stages = self._report.stage_s
+        if self._first_frame:
+            elapsed_s = time.perf_counter() - self._first_frame
+            stages["gather"] = elapsed_s - stages["wait"] - stages["encode"] - stages["write"]
 
     def _take_video(self, row: Row, pool: DecodePool, number: int) -> bool:
         """False when the run was stopped before the video's end."""
         assembly: Assembly | None = None
         since = time.perf_counter()
         for event in pool.events(number):
-            self._spend("wait" if self._has_begun else "start", since)
-            self._has_begun = True
+            self._spend("wait" if self._first_frame else "start", since)
+            self._first_frame = self._first_frame or time.perf_counter()
             match event:
                 case Start():
                     self._forget(assembly)
@@ -272,7 +276,6 @@ class _Run:
         return pixels
 
     def _encode(self, *, everything: bool) -> None:
-        since = time.perf_counter()
         while len(self._clips) >= self._batch_size or (everything and self._clips):
             clips = [self._clips.popleft() for _ in range(min(self._batch_size, len(self._clips)))]
             self._batches.append(self._launch(clips))
@@ -281,14 +284,15 @@ class _Run:
                 self._collect()
         while everything and self._batches:
             self._collect()
-        self._spend("encode", since)
         self._write_complete()
 
     def _collect(self) -> None:
         """Waits for the oldest batch and hands its results to the videos they belong to."""
         clips, vectors, probabilities = self._batches.popleft()
+        since = time.perf_counter()
         rows = vectors.cpu().numpy()
         views = None if probabilities is None else probabilities.cpu().numpy()
+        self._spend("encode", since)
         for place, clip in enumerate(clips):
             clip.owner.put(clip.slot, rows[place], None if views is None else views[place])
         self._report.n_batches += 1
@@ -297,6 +301,7 @@ class _Run:
         # Always the same shape: compiled models and kernel choices depend on it.
         padding = [clips[-1].pixels] * (self._batch_size - len(clips))
         batch = torch.stack([*(clip.pixels for clip in clips), *padding])
+        since = time.perf_counter()
         try:
             features, logits = self._encoder.encode(batch)
         except torch.OutOfMemoryError as error:
@@ -305,6 +310,7 @@ class _Run:
                 where=f"encoder {self._encoder.id} on {self._encoder.device}",
                 fix=f"--set extract.batch_size={max(1, self._batch_size // 2)}",
             ) from None
+        self._spend("encode", since)
         probabilities = None if logits is None else logits.softmax(-1)
         match self._recipe.windowing.rows:
             case "embedding+logits" if logits is not None:
@@ -346,7 +352,7 @@ class _Run:
     def _show(self) -> None:
         report = self._report
         rate = report.n_windows / max(time.monotonic() - self._begin, 1e-9)
-        shares = {name: f"{seconds:.0f}s" for name, seconds in report.stage_s.items()}
+        shares = {name: f"{seconds:.0f}s" for name, seconds in report.stage_s.items() if seconds}
         self._bar.set_postfix(
             {"windows/s": f"{rate:.1f}", "failed": report.n_failed, **shares}, refresh=False
         )
