@@ -6,7 +6,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -309,12 +309,21 @@ def _print_results(reports: list[StageReport]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    methods: dict[str, Any] = next(r.data["methods"] for r in reports if r.name == "evaluate")
-    table = Table("method", "top-1", "top-5", "scored / split", box=None, header_style="bold")
-    for name, row in methods.items():
-        counts = f"{row['n_scored']} / {row['n_split']}"
-        table.add_row(name, f"{100 * row['top1']:.1f} %", f"{100 * row['top5']:.1f} %", counts)
+    data = next(report.data for report in reports if report.name == "evaluate")
+    columns = ("method", "top-1", "95 % interval", "top-5", "scored / split")
+    table = Table(*columns, box=None, header_style="bold")
+    for name, row in data["methods"].items():
+        low, high = row["top1_interval"]
+        table.add_row(
+            name,
+            f"{100 * row['top1']:.1f} %",
+            f"{100 * low:.1f} - {100 * high:.1f}",
+            f"{100 * row['top5']:.1f} %",
+            f"{row['n_scored']} / {row['n_split']}",
+        )
     Console().print(table)
+    for name, why in data["skipped"].items():
+        typer.echo(f"not applicable: {name} ({why})")
     for report in reports:
         for path in report.paths:
             typer.echo(f"{report.name + ':':<11}{path}")
