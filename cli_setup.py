@@ -131,6 +131,19 @@ def encoder_convert(
     typer.echo(f"{done.path}: {done.options.method}, {done.n_parameters:,} parameters")
 
 
+@encoder_app.command("context")
+def encoder_context(
+    model: Annotated[str, typer.Argument(metavar="tcclip:FOLDER")],
+    video: Annotated[Path, typer.Argument(metavar="VIDEO", help="File, or folder of images.")],
+    out: Annotated[Path, typer.Argument(metavar="PICTURE.PNG", help="Where the picture goes.")],
+) -> None:
+    """Draws which patches of a video TC-CLIP sums up, each in the colour of its context token."""
+    from .extract.encoders.tcclip.pictures import write_sheet
+
+    write_sheet(model, video, out)
+    typer.echo(str(out))
+
+
 @config_app.command("show")
 def config_show(config_file: ConfigFile = None, overrides: Overrides = None) -> None:
     """Prints the configuration (without any file: the defaults) as YAML, every key with its meaning."""

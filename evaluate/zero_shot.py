@@ -24,10 +24,9 @@ from ..errors import ConfigError, ManifestError
 from ..extract import load_encoder, read_manifest
 from ..extract.assemble import Assembly, Clip
 from ..extract.encoders.tcclip.prompts import ClassNames, read_class_names
-from ..extract.encoders.tcclip.sampling import random_frames, spread_frames
+from ..extract.encoders.tcclip.sampling import ViewSampling
 from ..extract.plan import Recipe
 from ..extract.pool import DecodePool, warm_up
-from ..extract.presets import Windowing
 from ..extract.worker import Chunk, DecodeSettings, End, Failed, Job, Start
 from ..train.files import write_atomically
 from .evaluation import percent
@@ -291,23 +290,6 @@ def class_indices(labels: Sequence[str], classes: ClassNames, test: TestSet) -> 
     )
 
 
-@dataclass(frozen=True)
-class _ViewSampling(Windowing):
-    """Clips over the whole video in the place of windows."""
-
-    n_clips: int = 1
-    seed: int | None = None
-
-    def plan(self, n_frames: int, fps: float) -> np.ndarray[Any, Any]:
-        """(n_clips, 1, clip_len); a function of the length alone, as it is made more than once per video."""
-        if self.seed is None:
-            return spread_frames(n_frames, self.clip_len, self.n_clips)[:, None]
-        random = np.random.RandomState((self.seed, n_frames))
-        return np.stack([random_frames(n_frames, self.clip_len, random) for _ in range(self.n_clips)])[
-            :, None
-        ]
-
-
 def _score_set(
     model: str, videos: _Videos, views: Views, section: ExtractSection, missing: Missing, progress: bool
 ) -> SetResult:
@@ -321,7 +303,7 @@ def _score_set(
     spec = encoder.spec
     if views.crops == "three":  # the published crops cover the whole short side
         spec = replace(spec, short_side=min(spec.height, spec.width))
-    windowing = _ViewSampling(spec.frames, 1, 1, crops=views.crops, n_clips=views.n_clips, seed=views.seed)
+    windowing = ViewSampling(spec.frames, 1, 1, crops=views.crops, n_clips=views.n_clips, seed=views.seed)
     settings = DecodeSettings(Recipe(spec, windowing), section.decoder, section.folder_fps, section.timeout_s)
     scorer = _Scorer(encoder, settings.recipe, section.batch_size)
     failures: dict[str, str] = {}

@@ -43,6 +43,8 @@ def test_from_a_checkpoint_to_a_table(
     assert (code, "tcclip" in out) == (0, True), err
     for name in ("zumba", "falling"):
         write_video(tmp_path / f"{name}.mp4", 6, size=(96, 80))
+    code, out, err = dejavid("encoder", "context", "tcclip:tc", "zumba.mp4", "context.png")
+    assert (code, (tmp_path / "context.png").read_bytes()[:4]) == (0, b"\x89PNG"), err
     rows = ["video_id,path,label,split", "z,zumba.mp4,zumba,val", "f,falling.mp4,falling down,test"]
     (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "c.csv").write_text("id,name\n0,zumba\n1,falling down\n")
@@ -58,6 +60,8 @@ def test_from_a_checkpoint_to_a_table(
     )
     assert (code, "harmonic mean" in out) == (0, True), err
     cases: list[tuple[list[str], int, str]] = [
+        (["encoder", "context", "toy:0", "zumba.mp4", "x.png"], 3, "no context tokens"),
+        (["encoder", "context", "tcclip:tc", "absent.mp4", "x.png"], 4, "no such file"),
         ([*scored, "--on", "m.csv@none"], 3, "no video is in split 'none'"),
         ([*scored, "--classes", "c.csv"], 3, "2 files of classes for 1 lists"),
         (["evaluate", "--classes", "c.csv", *settings], 2, "need --zero-shot"),

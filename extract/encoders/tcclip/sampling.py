@@ -5,8 +5,11 @@ A video of fewer frames repeats some of them, in order.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from ...presets import Windowing
 from ...windows import Indices
 
 
@@ -28,3 +31,25 @@ def random_frames(n_frames: int, clip_len: int, random: np.random.RandomState) -
     if not width:
         return np.round(np.arange(clip_len) * n_frames / clip_len).astype(np.int64) % n_frames
     return np.asarray(np.arange(clip_len) * width + random.randint(width, size=clip_len), np.int64)
+
+
+@dataclass(frozen=True)
+class ViewSampling(Windowing):
+    """Clips over the whole video in the place of windows.
+
+    Args:
+        n_clips: of one video.
+        seed: of random frames; None: at equal distances.
+    """
+
+    n_clips: int = 1
+    seed: int | None = None
+
+    def plan(self, n_frames: int, fps: float) -> Indices:
+        """(n_clips, 1, clip_len); a function of the length alone, as it is made more than once per video."""
+        if self.seed is None:
+            return spread_frames(n_frames, self.clip_len, self.n_clips)[:, None]
+        random = np.random.RandomState((self.seed, n_frames))
+        return np.stack([random_frames(n_frames, self.clip_len, random) for _ in range(self.n_clips)])[
+            :, None
+        ]
