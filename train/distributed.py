@@ -6,9 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
+
+_TIMEOUT = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,10 @@ def joined(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # After a restart by torchrun, gloo now and then tries the address of a worker that is dead: it has to give
+    # up, so that torchrun can restart once more. Long enough for the first process to compute centroids.
+    distributed.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield current_world()
     finally:

@@ -127,10 +127,13 @@ def make_run(folder, epochs):
     (folder / "pipeline.yaml").write_text(json.dumps(sections))
 
 
-def start(folder, epochs, *launcher):
-    """Starts `dejavid train` on a fresh run in `folder`."""
+def prepare(folder, epochs):
     folder.mkdir()
     make_run(folder, epochs)
+
+
+def start(folder, *launcher):
+    """Starts or resumes `dejavid train` in `folder`."""
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "dejavid", "train", "--quiet", "--resume"],
         cwd=folder,
@@ -150,13 +153,15 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 @pytest.mark.slow
-def test_torchrun_gives_the_result_of_one_process_and_restarts_from_the_checkpoint(tmp_path):
+def test_torchrun_gives_the_result_of_one_process_also_after_a_worker_was_killed(tmp_path):
     epochs = 60
-    process = start(tmp_path / "one", epochs)
+    prepare(tmp_path / "one", epochs)
+    process = start(tmp_path / "one")
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
 
-    process = start(tmp_path / "two", epochs, *TORCHRUN, "--max-restarts", "1")
+    prepare(tmp_path / "two", epochs)
+    process = start(tmp_path / "two", *TORCHRUN)
     checkpoint = tmp_path / "two" / "run" / "head" / FILE
     while not checkpoint.exists():
         assert process.poll() is None, process.stderr.read()
@@ -166,8 +171,11 @@ def test_torchrun_gives_the_result_of_one_process_and_restarts_from_the_checkpoi
     worker = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
     os.kill(int(worker), signal.SIGKILL)
     _, errors = process.communicate(timeout=180)
-    assert process.returncode == 0, errors
+    assert process.returncode != 0
     assert "exitcode: -9" in errors
+    process = start(tmp_path / "two", *TORCHRUN)
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
 
     one, two = history(tmp_path / "one"), history(tmp_path / "two")
     assert [record["epoch"] for record in two] == list(range(epochs))
