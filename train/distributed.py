@@ -63,7 +63,7 @@ def joined(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if device.type == "cuda" else "gloo"
-    # After a restart by torchrun, gloo now and then tries the address of a worker that is dead: it has to give
+    # After a restart by torchrun, gloo now and then tries the address of a dead worker: it has to give
     # up, so that torchrun can restart once more. Long enough for the first process to compute centroids.
     distributed.init_process_group(backend, timeout=_TIMEOUT)
     try:
