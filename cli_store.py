@@ -39,6 +39,7 @@ class Layout(StrEnum):
     npy = "npy"
     hdf5 = "hdf5"
     parquet = "parquet"
+    zarr = "zarr"
 
 
 LayoutOption = Annotated[Layout, typer.Option(help="Layout of the plain files.")]
@@ -137,7 +138,8 @@ def compact(store: StorePath) -> None:
     from .store import compact as compact_store
 
     found = compact_store(store)
-    typer.echo(f"{found.n_parts_before} parts -> {found.n_parts_after}, {found.n_videos} videos copied")
+    dropped = f"; {found.n_dropped} copies of videos dropped" if found.n_dropped else ""
+    typer.echo(f"{found.n_parts_before} parts -> {found.n_parts_after}, {found.n_videos} videos{dropped}")
 
 
 @app.command()
@@ -173,7 +175,7 @@ def convert(
 
 @app.command("export")
 def export(store: StorePath, into: Into, layout: LayoutOption, manifest: Manifest = None) -> None:
-    """Writes a store as plain files: npy folder, HDF5, Parquet, or the reference's pickles and .pt files."""
+    """Writes a store as plain files: npy folder, HDF5, Parquet, Zarr, or the reference's pickles."""
     from .store import export_features
 
     found = export_features(store, into, layout=layout, labels=manifest)

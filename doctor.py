@@ -30,7 +30,7 @@ class Part:
 # module, distribution, what it gives, how to install it
 _PACKAGES = (
     ("numba", "numba", "the fast CPU kernels", "pip install numba"),
-    ("zarr", "zarr", "TSE stores (store.format: zarr)", "pip install zarr"),
+    ("zarr", "zarr", "TSEs as one Zarr group (store export, import)", "pip install zarr"),
     ("h5py", "h5py", "TSE stores (store.format: hdf5), HDF5 export", "pip install 'dejavid[hdf5]'"),
     (
         "sklearn",

@@ -21,6 +21,7 @@ from .exchange import (
     write_npy,
     write_parquet,
 )
+from .exchange_zarr import read_zarr, write_zarr
 from .folder import Folder, find_folder, writing
 from .index import PartTable
 from .labels import LabelRow, format_labels, read_labels
@@ -36,14 +37,16 @@ READERS: dict[str, Callable[[Path], tuple[dict[str, Any], Iterator[Item]]]] = {
     "npy": read_npy,
     "hdf5": read_hdf5,
     "parquet": read_parquet,
+    "zarr": read_zarr,
 }
 WRITERS: dict[str, Callable[[Path, Iterator[Item]], None]] = {
     "official": write_official,
     "npy": write_npy,
     "hdf5": write_hdf5,
     "parquet": write_parquet,
+    "zarr": write_zarr,
 }
-_FOLDERS = ("official", "npy")  # layouts that are a folder, not a file
+_FOLDERS = ("official", "npy", "zarr")  # layouts that are a folder, not a file
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def import_features(
     Args:
         source: a folder or file in that layout.
         into: the new store; labels and splits go to `manifest.csv` in it.
-        layout: "official" (the reference's pickles and .pt files), "npy", "hdf5" or "parquet".
+        layout: "official" (the reference's pickles and .pt files), "npy", "hdf5", "parquet" or "zarr".
         dtype: float32 keeps every value of the usual sources.
         format: "zarr" or "hdf5".
 
@@ -186,8 +189,8 @@ def export_features(
 
     Args:
         path: the store.
-        into: a new folder (official, npy) or file (hdf5, parquet).
-        layout: "official", "npy", "hdf5" or "parquet".
+        into: a new folder (official, npy, zarr) or file (hdf5, parquet).
+        layout: "official", "npy", "hdf5", "parquet" or "zarr".
         labels: the manifest, for labels and splits; its order is the order of the videos. Without one they
             are sorted by id.
 

@@ -14,7 +14,7 @@ from ..errors import MissingDependencyError, StoreCorruptError
 from .labels import LabelRow, read_table
 from .layout import Array
 
-_TEXT = ("video_id", "status", "label", "split")
+TEXT_COLUMNS = ("video_id", "status", "label", "split")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def write_npy(folder: Path, items: Iterator[Item]) -> None:
     """One (T, F) `.npy` per video, numbered, and `index.csv` that says which is which."""
     with (folder / "index.csv").open("w", newline="", encoding="utf-8") as file:
         index = csv.writer(file)
-        index.writerow(["file", *_TEXT, "n_frames"])
+        index.writerow(["file", *TEXT_COLUMNS, "n_frames"])
         for number, item in enumerate(items):
             name = f"{number:08d}.npy"
             np.save(folder / name, item.values)
@@ -61,7 +61,7 @@ def read_npy(folder: Path) -> tuple[dict[str, Any], Iterator[Item]]:
         files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.npy"))
         table = {"file": files, "video_id": [name.removesuffix(".npy") for name in files]}
     if not table.get("file"):
-        raise _no_features("no .npy files", folder)
+        raise no_features("no .npy files", folder)
     return {"layout": "npy"}, _npy_items(folder, table)
 
 
@@ -70,8 +70,8 @@ def _npy_items(folder: Path, table: dict[str, list[Any]]) -> Iterator[Item]:
         try:
             values = np.load(folder / name, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise _no_features(f"not an array: {error}", folder / name) from None
-        yield _item({key: column[number] for key, column in table.items()}, values)
+            raise no_features(f"not an array: {error}", folder / name) from None
+        yield make_item({key: column[number] for key, column in table.items()}, values)
 
 
 def write_hdf5(path: Path, items: Iterator[Item]) -> None:
@@ -97,7 +97,7 @@ def write_hdf5(path: Path, items: Iterator[Item]) -> None:
             texts.append(item.texts())
         file["offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         file["n_frames"] = np.array(frames, np.int64)
-        for name, column in zip(_TEXT, zip(*texts, strict=True), strict=True):
+        for name, column in zip(TEXT_COLUMNS, zip(*texts, strict=True), strict=True):
             file.create_dataset(name, data=[text.encode() for text in column], dtype=h5py.string_dtype())
 
 
@@ -108,15 +108,15 @@ def read_hdf5(path: Path) -> tuple[dict[str, Any], Iterator[Item]]:
         with h5py.File(path) as file:
             missing = [name for name in ("tse", "offsets", "video_id") if name not in file]
     except OSError as error:
-        raise _no_features(f"no HDF5 file ({error})", path) from None
+        raise no_features(f"no HDF5 file ({error})", path) from None
     if missing:
-        raise _no_features(f"no dataset {', '.join(missing)}", path)
+        raise no_features(f"no dataset {', '.join(missing)}", path)
     return {"layout": "hdf5"}, _hdf5_items(path, h5py)
 
 
 def _hdf5_items(path: Path, h5py: Any) -> Iterator[Item]:
     with h5py.File(path) as file:
-        columns = {name: file[name].asstr()[:] for name in _TEXT if name in file}
+        columns = {name: file[name].asstr()[:] for name in TEXT_COLUMNS if name in file}
         if "n_frames" in file:
             columns["n_frames"] = file["n_frames"][:]
         offsets = file["offsets"][:]
@@ -125,9 +125,9 @@ def _hdf5_items(path: Path, h5py: Any) -> Iterator[Item]:
             facts = {name: column[number] for name, column in columns.items()}
             times = {name: file[name][rows] for name in ("start_s", "end_s") if name in file}
             try:
-                yield _item({**facts, **times}, file["tse"][rows])
+                yield make_item({**facts, **times}, file["tse"][rows])
             except OSError as error:  # a checksum of HDF5
-                raise _no_features(f"video {facts['video_id']!r} cannot be read ({error})", path) from None
+                raise no_features(f"video {facts['video_id']!r} cannot be read ({error})", path) from None
 
 
 def write_parquet(path: Path, items: Iterator[Item]) -> None:
@@ -142,7 +142,7 @@ def write_parquet(path: Path, items: Iterator[Item]) -> None:
         )
         start, end = item.times()
         columns = {
-            name: pa.array([text], pa.string()) for name, text in zip(_TEXT, item.texts(), strict=True)
+            name: pa.array([text], pa.string()) for name, text in zip(TEXT_COLUMNS, item.texts(), strict=True)
         }
         columns["n_frames"] = pa.array([item.n_frames], pa.int64())
         columns["start_s"], columns["end_s"] = pa.array([start]), pa.array([end])
@@ -161,9 +161,9 @@ def read_parquet(path: Path) -> tuple[dict[str, Any], Iterator[Item]]:
     try:
         names = pq.ParquetFile(path).schema_arrow.names
     except (OSError, ValueError) as error:
-        raise _no_features(f"no Parquet file ({error})", path) from None
+        raise no_features(f"no Parquet file ({error})", path) from None
     if not {"video_id", "tse"} <= set(names):
-        raise _no_features(f"no columns video_id and tse; there are {', '.join(names)}", path)
+        raise no_features(f"no columns video_id and tse; there are {', '.join(names)}", path)
     return {"layout": "parquet"}, _parquet_items(path)
 
 
@@ -176,11 +176,12 @@ def _parquet_items(path: Path) -> Iterator[Item]:
             rows = batch["tse"][number].values
             width = rows.type.list_size if hasattr(rows.type, "list_size") else 0
             if width < 1:
-                raise _no_features("column tse is no list of fixed-size lists", path)
-            yield _item(facts, rows.flatten().to_numpy(zero_copy_only=False).reshape(-1, width))
+                raise no_features("column tse is no list of fixed-size lists", path)
+            yield make_item(facts, rows.flatten().to_numpy(zero_copy_only=False).reshape(-1, width))
 
 
-def _item(facts: dict[str, Any], values: Array) -> Item:
+def make_item(facts: dict[str, Any], values: Array) -> Item:
+    """An item from what a file knows of a video, by column name."""
     labelled = "label" in facts and "split" in facts and (facts["label"] or facts["split"])
     return Item(
         video_id=str(facts["video_id"]),
@@ -203,5 +204,6 @@ def _h5py() -> Any:
     return h5py
 
 
-def _no_features(what: str, path: Path) -> StoreCorruptError:
+def no_features(what: str, path: Path) -> StoreCorruptError:
+    """The error of a source that is not what it was said to be."""
     return StoreCorruptError(what, where=str(path), fix="check the path and the format that was named")

@@ -18,7 +18,7 @@ from dejavid.store import convert, create_store, export_features, import_feature
 from dejavid.store.official import read_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dejavid" / "official_format"
-LAYOUTS = ["official", "npy", "hdf5", "parquet"]
+LAYOUTS = ["official", "npy", "hdf5", "parquet", "zarr"]
 
 
 @pytest.mark.parametrize("kind", ["tensor_per_file", "dict_per_file"])
@@ -136,11 +136,30 @@ def test_export_and_import_again(layout, labelled, tmp_path, stores):
             assert two.label == one.label.removeprefix("class ")
         else:
             assert (two.label, two.n_frames, two.status) == (one.label, one.n_frames, one.status)
-        if layout in ("hdf5", "parquet"):
+        if layout in ("hdf5", "parquet", "zarr"):
             np.testing.assert_array_equal(two.end_s, one.end_s)
 
 
-@pytest.mark.parametrize("layout", ["npy", "hdf5", "parquet"])
+def test_a_part_is_a_zarr_group_that_can_be_imported(labelled, tmp_path):
+    part = next(path for path in sorted((labelled[0] / "parts").iterdir()) if (path / "zarr.json").exists())
+    import_features(part, tmp_path / "back", layout="zarr")
+    ours, theirs = open_store(labelled[0]), open_store(tmp_path / "back")
+    assert theirs.ids()
+    for video_id in theirs.ids():
+        np.testing.assert_array_equal(theirs.get(video_id).values, ours.get(video_id).values)
+
+
+def test_a_flipped_byte_of_an_exported_zarr_group_is_found(labelled, tmp_path):
+    export_features(labelled[0], tmp_path / "out", layout="zarr")
+    chunk = tmp_path / "out" / "tse" / "c" / "0" / "0"
+    data = bytearray(chunk.read_bytes())
+    data[5] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(StoreError, match="cannot be read"):
+        import_features(tmp_path / "out", tmp_path / "back", layout="zarr")
+
+
+@pytest.mark.parametrize("layout", ["npy", "hdf5", "parquet", "zarr"])
 def test_hostile_ids_and_no_labels_survive(layout, tmp_path):
     ids = ["../up", "new\nline", "Zoë", "x" * 4000, 'a,b"c']
     store = create_store(tmp_path / "s", feature_dim=2, fingerprint_facts={})
