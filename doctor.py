@@ -32,6 +32,10 @@ _PACKAGES = (
     ("numba", "numba", "the fast CPU kernels", "pip install numba"),
     ("zarr", "zarr", "TSEs as one Zarr group (store export, import)", "pip install zarr"),
     ("h5py", "h5py", "TSE stores (store.format: hdf5), HDF5 export", "pip install 'dejavid[hdf5]'"),
+    ("obstore", "obstore", "stores on s3:// and other object stores", "pip install 'dejavid[s3]'"),
+    ("plotly", "plotly", "dejavid report", "pip install 'dejavid[report]'"),
+    ("submitit", "submitit", "dejavid extract --executor submitit", "pip install 'dejavid[slurm]'"),
+    ("ray", "ray", "dejavid extract --executor ray", "pip install 'dejavid[ray]'"),
     (
         "sklearn",
         "scikit-learn",
