@@ -13,7 +13,7 @@ from dejavid.extract import Row, write_manifest
 from dejavid.store import open_store
 
 N_FRAMES = 36_000  # one hour at 10 frames per second
-LIMIT_MB = 150  # all its frames, resized, would take 440 MB
+LIMIT_MB = 250  # all its frames, resized, would take 440 MB more
 
 SCRIPT = """
 import resource, sys
