@@ -4,14 +4,14 @@
                                 [--out benchmarks/results/tcclip.json]
 
 Weights are random: the arithmetic does not depend on them. The two models take turns, so both see the same
-machine, and the ratio is what counts. On a CPU the time is CPU time of the process, on a GPU that of events.
+machine, and the ratio is what counts. On a CPU the time is CPU time of one thread (several would count how
+long they wait for each other), on a GPU that of events.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import time
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dejavid.extract.encoders.tcclip.model import TcClip, build_clip
 from dejavid.extract.encoders.tcclip.options import ModelOptions
@@ -39,17 +38,17 @@ def build(method: Any, device: torch.device, dtype: torch.dtype) -> TcClip:
     return model.to(device, dtype).eval()
 
 
-def seconds(call: Callable[[], Any], device: torch.device) -> float:
+def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
     if device.type != "cuda":
         begin = time.process_time()
-        call()
-        return time.process_time() - begin
+        found = call()
+        return found, time.process_time() - begin
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    call()
+    found = call()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1000
+    return found, start.elapsed_time(end) / 1000
 
 
 @torch.inference_mode()
@@ -63,14 +62,14 @@ def measure(
     prompts = {name: model.encode_prompts(tokens) for name, model in models.items()}
     times: dict[str, list[float]] = {}
 
-    def take(part: str, name: str, call: Callable[[], Tensor]) -> None:
-        times.setdefault(f"{name} {part}", []).append(seconds(call, device))
+    def take(part: str, name: str, call: Callable[[], Any]) -> Any:
+        found, took = timed(call, device)
+        times.setdefault(f"{name} {part}", []).append(took)
+        return found
 
     for _ in range(arguments.repeats + 1):
         for name, model in models.items():
-            take("video", name, lambda m=model: m.encode_video(pixels).embedding)
-        for name, model in models.items():
-            video = model.encode_video(pixels)
+            video = take("video", name, lambda m=model: m.encode_video(pixels))
             take("text", name, lambda m=model, v=video, p=prompts[name]: m.logits(v, p))
     medians = {key: statistics.median(values[1:]) for key, values in times.items()}  # the first warms up
     whole = [medians[f"{name} video"] + medians[f"{name} text"] for name in ("tcclip", "vifi_clip")]
@@ -93,13 +92,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     device = torch.device(arguments.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     models = {name: build(name, device, dtype) for name in ("tcclip", "vifi_clip")}
     result = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "dtype": str(dtype),
         "videos": arguments.videos,
