@@ -19,6 +19,8 @@ from .stages import StageRecord, StageReport, file_digest, write_json
 from .train.files import write_atomically
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .evaluate.task import Task
     from .extract import ExtractReport
     from .store import Store
@@ -137,8 +139,9 @@ def centroids_stage(config: Config, *, progress: bool = True) -> StageReport:
 
     section, seed = config.centroids, config.run.seed
     # Only what DBA will read is loaded: at most `max_per_class` videos of each class.
-    kept = reservoir(videos.targets, section.max_per_class, seed)
-    chosen = [position for positions in kept.values() for position in positions]
+    mine = _kept_and_held(config, videos)[0].numpy()
+    kept = reservoir(videos.targets[mine], section.max_per_class, seed)
+    chosen = [int(mine[position]) for positions in kept.values() for position in positions]
     values, offsets = read_stored(store, [videos.ids[i] for i in chosen])
     found = fit_centroids(
         values,
@@ -169,11 +172,14 @@ def centroids_stage(config: Config, *, progress: bool = True) -> StageReport:
 
 def train_stage(config: Config, world: World, *, resume: bool = False, progress: bool = True) -> StageReport:
     """The head, trained from the centroids."""
+    from .train.loop import ELSEWHERE
+
     store = open_run_store(config)
     videos = training_videos(config, store)
     facts = {
         "centroids": _centroid_facts(config, store, videos),
-        "train": dump_config(config)["train"],
+        # Where and how fast a head is computed is no part of what it is.
+        "train": config.train.model_dump(mode="json", exclude=ELSEWHERE),
         "seed": config.run.seed,
     }
     folder = config.head_path
@@ -186,7 +192,7 @@ def train_stage(config: Config, world: World, *, resume: bool = False, progress:
     from .train import train_head
     from .train.centroids import load_centroids
     from .train.checkpoint import FILE as CHECKPOINT_FILE
-    from .train.data import device_of, hold_out, load_samples
+    from .train.data import device_of, load_samples
 
     options = config.train
     moved = _clear_head_folder(folder, fingerprint(facts)) if world.is_first else None
@@ -196,9 +202,7 @@ def train_stage(config: Config, world: World, *, resume: bool = False, progress:
     )
     head.fingerprints = {"extract_fp": store.fingerprint, "head_fp": fingerprint(facts)}
     targets = torch.from_numpy(videos.targets)
-    kept, held = torch.arange(len(targets)), torch.arange(0)
-    if options.holdout > 0:
-        kept, held = hold_out(targets, options.holdout, config.run.seed)
+    kept, held = _kept_and_held(config, videos)
 
     def samples(positions: torch.Tensor) -> Samples:
         ids = [videos.ids[i] for i in positions.tolist()]
@@ -395,6 +399,17 @@ def _report_if_possible(config: Config, *, progress: bool) -> StageReport:
         return StageReport("report", True, f"left out, {error.what}: {error.fix}", (), {})
 
 
+def _kept_and_held(config: Config, videos: SplitVideos) -> tuple[Tensor, Tensor]:
+    """Positions of the training videos that are learned from, and of those the epoch is chosen on."""
+    import torch
+
+    from .train.data import hold_out
+
+    if config.train.holdout == 0:
+        return torch.arange(len(videos.ids)), torch.arange(0)
+    return hold_out(torch.from_numpy(videos.targets), config.train.holdout, config.run.seed)
+
+
 def _centroid_facts(config: Config, store: Store, videos: SplitVideos) -> dict[str, Any]:
     """What the centroids depend on."""
     return {
@@ -403,6 +418,7 @@ def _centroid_facts(config: Config, store: Store, videos: SplitVideos) -> dict[s
         "class_names": list(videos.class_names),
         "centroids": dump_config(config)["centroids"],
         "step_pattern": config.train.step_pattern,
+        "holdout": config.train.holdout,
         "seed": config.run.seed,
     }
 

@@ -108,6 +108,16 @@ def test_a_training_key_retrains_the_head_only(config: Config) -> None:
     assert not again["train"].skipped
 
 
+def test_another_backend_is_no_reason_to_train_again(config: Config) -> None:
+    _train(config)
+    assert all(report.skipped for report in _train(_with(config, backend="cpu", data="stream")).values())
+
+
+def test_centroids_do_not_see_the_videos_that_are_held_out(config: Config) -> None:
+    report = _train(_with(config, holdout=0.25, patience=2))["centroids"]
+    assert "from 12 videos" in report.summary  # of 16: two of each class are held out
+
+
 def test_the_old_head_is_kept_aside(config: Config) -> None:
     _train(config)
     before = (config.head_path / "head.safetensors").read_bytes()

@@ -29,7 +29,7 @@ from .parameters import learning_rate, over_steps, parameter_groups, prepare_par
 
 BEST_FOLDER = "best"
 # Keys that change where and how fast a run computes, not what: a run may be resumed with others.
-_ELSEWHERE = {"device", "backend", "data", "tensorboard"}
+ELSEWHERE = {"device", "backend", "data", "tensorboard"}
 _EVALUATION_BATCH = 256
 
 
@@ -333,7 +333,7 @@ class _Run:
 
     def _facts(self) -> dict[str, Any]:
         return {
-            "train": self.options.model_dump(mode="json", exclude=_ELSEWHERE),
+            "train": self.options.model_dump(mode="json", exclude=ELSEWHERE),
             "seed": self.seed,
             "class_names": list(self.head.class_names),
             "head": [*self.head.centroids.shape, self.head.step_pattern, self.head.logits_rule],
