@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,12 +44,16 @@ class Item:
 
 
 def write_npy(folder: Path, items: Iterator[Item]) -> None:
-    """One (T, F) `.npy` per video, numbered, and `index.csv` that says which is which."""
+    """One (T, F) array per video, `<video_id>.npy` as OpenTAD and ActionFormer read them, and `index.csv`.
+
+    A video whose id is no plain file name gets a number instead; the index says which is which.
+    """
     with (folder / "index.csv").open("w", newline="", encoding="utf-8") as file:
         index = csv.writer(file)
         index.writerow(["file", *TEXT_COLUMNS, "n_frames"])
         for number, item in enumerate(items):
-            name = f"{number:08d}.npy"
+            plain = re.fullmatch(r"\w[\w.-]{0,199}", item.video_id, re.ASCII) is not None
+            name = f"{item.video_id}.npy" if plain else f"~{number:08d}.npy"
             np.save(folder / name, item.values)
             index.writerow([name, *item.texts(), item.n_frames])
 

@@ -140,6 +140,13 @@ def test_export_and_import_again(layout, labelled, tmp_path, stores):
             np.testing.assert_array_equal(two.end_s, one.end_s)
 
 
+def test_npy_files_carry_the_ids_where_those_are_file_names(labelled, tmp_path):
+    export_features(labelled[0], tmp_path / "out", layout="npy")
+    store = open_store(labelled[0])
+    assert {path.stem for path in (tmp_path / "out").glob("*.npy")} == set(store.ids())
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "v3.npy"), store.get("v3").values)
+
+
 def test_a_part_is_a_zarr_group_that_can_be_imported(labelled, tmp_path):
     part = next(path for path in sorted((labelled[0] / "parts").iterdir()) if (path / "zarr.json").exists())
     import_features(part, tmp_path / "back", layout="zarr")
