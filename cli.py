@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from enum import StrEnum
@@ -41,6 +42,9 @@ def _options(
 ) -> None:
     global _debug
     _debug = debug
+    # What the library says once and quietly, such as which kernels it chose and why.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dejavid").setLevel(logging.INFO)
 
 
 _debug = False
