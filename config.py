@@ -195,7 +195,9 @@ class TrainSection(Section):
         "auto", description="where the training TSEs are kept; auto: the first of these that has room"
     )
     device: str = Field("auto", description="where the head trains: auto, cpu, cuda")
-    backend: str = Field("auto", description="weighted-DTW kernels: auto, reference, torch, cpu, cuda, cuda_half")
+    backend: str = Field(
+        "auto", description="weighted-DTW kernels: auto, reference, torch, cpu, cuda, cuda_half"
+    )
     tensorboard: bool = Field(False, description="also write TensorBoard events")
 
 
