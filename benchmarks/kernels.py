@@ -123,7 +123,6 @@ def measure(task: Callable[[], Any], elements: int, runs: int) -> dict[str, floa
         "cpu_ms": 1e3 * float(np.median(cpus)),
         "g_elements_per_cpu_s": float(np.median(rates)) / 1e9,
         "share_of_limit": float(np.median(shares)),
-        "share_of_limit_best": float(np.max(shares)),
     }
 
 
