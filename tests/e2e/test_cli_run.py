@@ -312,6 +312,13 @@ def test_annotations_become_a_manifest(dejavid: Run, tmp_path: Path, footage: Pa
     assert "12 train, 1 val videos of 2 classes" in dejavid("manifest", "check", PIPELINE, *checked).out
 
 
+def test_an_executor_refuses_what_it_does_not_know(dejavid: Run, settings: list[object]) -> None:
+    wrong = dejavid("extract", *settings, "--executor", "ray", "--parameter", "nodes=1")
+    assert wrong.code == 3
+    assert "nodes" in wrong.err
+    assert dejavid("extract", *settings, "--executor", "slurmy").code == 2
+
+
 def test_config_show_is_a_configuration(dejavid: Run, tmp_path: Path) -> None:
     shown = dejavid("config", "show", "--set", "extract.hop=3")
     assert shown.code == 0
