@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..store.official import read_tensors
 from ..store.unpickle import read_pickle
 from .head import DejaVidHead
 
@@ -34,7 +34,7 @@ def import_official_head(
         ConfigError: the tensors are not (C, K, F), or do not fit together.
     """
     found = _tensor(read_pickle(centroids), centroids)
-    weights = None if log_weights is None else _tensor(_load_pt(log_weights), log_weights)
+    weights = None if log_weights is None else _tensor(read_tensors(log_weights), log_weights)
     return DejaVidHead(found, weights, step_pattern=step_pattern, class_names=class_names).eval()
 
 
@@ -54,16 +54,6 @@ def official_class_names(folder: Path | str) -> list[str]:
             fix="give the folder that the reference's id2feats_pkl_path_root names",
         )
     return [str(label) for label in sorted({labels[video_id] for video_id in files})]
-
-
-def _load_pt(path: Path | str) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    # torch.load fails in many ways: OSError, pickle errors, RuntimeError from the zip reader.
-    except Exception as error:
-        raise ConfigError(
-            f"no readable tensor file: {error}", where=str(path), fix="check the path"
-        ) from None
 
 
 def _tensor(loaded: Any, path: Path | str) -> Tensor:
