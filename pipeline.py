@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 from .config import Config, dump_config, fingerprint
 from .errors import ConfigError, MissingDependencyError, StoreVersionError
+from .files import write_atomically
 from .splits import TRAIN_SPLIT, SplitVideos, open_run_store, split_videos, training_videos
 from .stages import StageRecord, StageReport, file_digest, write_json
-from .train.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .distributed import World
     from .evaluate.task import Task
     from .extract import ExtractReport
     from .store import Store
     from .train import DejaVidHead
     from .train.data import Samples
-    from .train.distributed import World
 
 Say = Callable[[str], None]
 
@@ -110,8 +110,8 @@ def head_stages(config: Config, *, resume: bool = False, progress: bool = True) 
 
     Under torchrun by all its processes: the first one makes the centroids.
     """
-    from .train.data import device_of
-    from .train.distributed import joined
+    from .devices import device_of
+    from .distributed import joined
 
     with joined(device_of(config.train.device)) as world:
         if world.is_first:
@@ -189,10 +189,11 @@ def train_stage(config: Config, world: World, *, resume: bool = False, progress:
 
     import torch
 
+    from .checkpoint import FILE as CHECKPOINT_FILE
+    from .devices import device_of
     from .train import train_head
     from .train.centroids import load_centroids
-    from .train.checkpoint import FILE as CHECKPOINT_FILE
-    from .train.data import device_of, load_samples
+    from .train.data import load_samples
 
     options = config.train
     moved = _clear_head_folder(folder, fingerprint(facts)) if world.is_first else None
@@ -245,7 +246,8 @@ def grid_stage(config: Config, items: Sequence[str], *, progress: bool = True) -
     """A head per combination of some keys, on the training split alone; writes <run.dir>/grid."""
     import torch
 
-    from .train.data import device_of, load_samples
+    from .devices import device_of
+    from .train.data import load_samples
     from .train.grid import parse_grid, train_grid
 
     grid = parse_grid(items)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import differing_keys, fingerprint
-from .train.files import write_atomically
+from .files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,9 @@ def full(task: Task, *, head: DejaVidHead | None = None, **changes: Any) -> Floa
 
 
 def _train(task: Task, options: TrainSection) -> DejaVidHead:
+    from ..devices import device_of
     from ..train import train_head
-    from ..train.data import device_of, load_samples
+    from ..train.data import load_samples
 
     centroids = _centroids(task, options.step_pattern)
     head = centroids.head(step_pattern=options.step_pattern, logits=options.logits)

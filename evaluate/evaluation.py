@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, MissingDependencyError
-from ..train.files import write_atomically
+from ..files import write_atomically
 from .baselines import HEAD, METHODS
 from .intervals import Comparison, Interval, compare
 from .metrics import (

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..errors import ConfigError
+from ..files import write_atomically
 from ..kernels.torch_ops import network
 from ..train import DejaVidHead
-from ..train.files import write_atomically
-from .predict import EXTRACT_FILE
+from .recipe import EXTRACT_FILE
 
 CARD_FILE, PROGRAM_FILE = "README.md", "head.pt2"
 HEAD_FILES = ("head.safetensors", "head.json")

@@ -17,9 +17,9 @@ import numpy as np
 
 from ..config import Config, ManifestSection, RunSection, StoreSection, load_config, parse_config
 from ..errors import ConfigError, ManifestError, MissingDependencyError, VideoDecodeError
+from ..files import write_atomically
 from ..store import create_store, open_store
 from ..train import DejaVidHead
-from ..train.files import write_atomically
 from .predictions import Prediction, is_store, predict_stored
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from ..devices import device_of
 from ..kernels.torch_ops import soft_weighted_dtw
-from ..train.data import PackedSamples, device_of, epoch_order, read_stored
+from ..train.data import PackedSamples, epoch_order, read_stored
 from .task import Floats, Task
 
 Logits = Callable[[Tensor, Tensor], Tensor]  # packed values (S, F), offsets (N + 1,) -> (N, C)

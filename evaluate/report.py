@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import ConfigError, MissingDependencyError
-from ..train.logs import METRICS_FILE
+from ..logs import METRICS_FILE
 from .baselines import HEAD, METHODS
 from .evaluation import COLUMNS, Evaluation, notes, percent, table, title
 from .explain import Explanation, Moment, explain, nearest_moments

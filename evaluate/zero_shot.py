@@ -28,7 +28,7 @@ from ..extract.encoders.tcclip.sampling import ViewSampling
 from ..extract.plan import Recipe
 from ..extract.pool import DecodePool, warm_up
 from ..extract.worker import Chunk, DecodeSettings, End, Failed, Job, Start
-from ..train.files import write_atomically
+from ..files import write_atomically
 from .evaluation import percent
 from .metrics import Missing, Split, Summary, outcomes_of, summarise
 from .task import Floats

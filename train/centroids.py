@@ -16,9 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import ConfigError
+from ..files import write_atomically
 from .data import PackedSamples
 from .dba import Update, find_barycenter, reservoir
-from .files import write_atomically
 from .head import DejaVidHead, LogitsRule
 from .inputs import InputLayer, fit_inputs
 

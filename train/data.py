@@ -120,23 +120,6 @@ def read_stored(store: Store, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
     )
 
 
-def device_of(name: str) -> torch.device:
-    """The device an option names; "auto" is the first CUDA device if there is one.
-
-    Raises:
-        ConfigError: no such device, or a CUDA device where there is none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(f"device {name!r} is not usable here", where="train.device", fix="use auto or cpu")
-    return device
-
-
 def load_samples(
     store: Store,
     ids: Sequence[str],

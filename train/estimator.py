@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from ..config import CentroidsSection, TrainSection, parse_config
+from ..devices import device_of
 from ..errors import ConfigError, MissingDependencyError
 from .centroids import fit_centroids
-from .data import PackedSamples, device_of, hold_out
+from .data import PackedSamples, hold_out
 from .loop import train_head
 
 try:

@@ -14,13 +14,13 @@ from typing import Any
 
 import yaml
 
+from ..checkpoint import FILE
 from ..config import Config, dump_config, fingerprint, parse_config
 from ..errors import ConfigError
+from ..files import write_atomically
 from .centroids import Centroids, fit_centroids
-from .checkpoint import FILE
 from .data import Samples, hold_out
 from .dba import reservoir
-from .files import write_atomically
 from .loop import train_head
 
 _HOLDOUT = 0.2

@@ -18,8 +18,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..files import write_atomically
 from ..kernels import weighted_dtw
-from .files import write_atomically
 from .inputs import InputLayer
 
 LogitsRule = Literal["standardised", "per_step"]

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from ..checkpoint import FILE, TrainState, load_checkpoint, save_checkpoint
 from ..config import TrainSection
+from ..devices import device_of
+from ..distributed import World, current_world
 from ..errors import ConfigError, Preempted
-from .checkpoint import FILE, TrainState, load_checkpoint, save_checkpoint
+from ..logs import RunLog
 from .checks import check_fit
-from .data import Samples, batches, bucketed, device_of, epoch_order
-from .distributed import World, current_world
+from .data import Samples, batches, bucketed, epoch_order
 from .head import DejaVidHead
-from .logs import RunLog
 from .parameters import learning_rate, over_steps, parameter_groups, prepare_parameters
 
 BEST_FOLDER = "best"

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 
 import torch
 
+from ...devices import device_of
 from ...errors import ConfigError
 from .base import ClipEncoder, ClipSpec, Encoded, TorchEncoder
 
@@ -90,26 +91,10 @@ def load_encoder(
             fix=f"FAMILY:NAME with one of {', '.join(sorted(known))}",
         )
     name, _, query = rest.partition("?")
-    options = Options(_device(device), torch.float32, compile, dict(parse_qsl(query)))
+    options = Options(device_of(device, "extract.device"), torch.float32, compile, dict(parse_qsl(query)))
     if precision == "auto":
         precision = "bfloat16" if options.device.type == "cuda" else "float32"
     options = Options(options.device, getattr(torch, precision), compile, options.uri)
     module, _, attribute = known[family].partition(":")
     loader: Loader = getattr(importlib.import_module(module), attribute)
     return loader(name, options)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(
-            f"no device {name!r}", where="extract.device", fix="auto, cpu, cuda or cuda:1"
-        ) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {name!r} is not there", where="extract.device", fix="dejavid doctor shows the devices"
-        )
-    return device

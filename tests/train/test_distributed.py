@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from dejavid.checkpoint import FILE
 from dejavid.store import create_store
 from dejavid.train import DejaVidHead
-from dejavid.train.checkpoint import FILE
 from dejavid.train.data import PackedSamples, batches, epoch_order
 from dejavid.train.inputs import InputLayer
 
@@ -26,7 +26,7 @@ sys.path.insert(0, {here!r})
 import torch
 torch.set_num_threads(1)
 from test_loop import OPTIONS, make_head, make_samples, train_head
-from dejavid.train.distributed import joined
+from dejavid.distributed import joined
 with joined(torch.device("cpu")) as world:
     assert world.size == {size}
     options = OPTIONS.model_copy(update={{"batch_size": 3, "clip_norm": 1.0, "lr_temperature": 0.01}})

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from dejavid.checkpoint import FILE
 from dejavid.config import TrainSection
 from dejavid.errors import ConfigError
 from dejavid.train import DejaVidHead, train_head
-from dejavid.train.checkpoint import FILE
 from dejavid.train.data import PackedSamples, bucketed, epoch_order, hold_out
 from dejavid.train.parameters import learning_rate
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ..config import differing_keys
-from ..errors import ConfigError
+from .config import differing_keys
+from .errors import ConfigError
 from .files import write_atomically
 
 FILE = "checkpoint.safetensors"

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..errors import MissingDependencyError
+from .errors import MissingDependencyError
 from .files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
