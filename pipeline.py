@@ -344,7 +344,7 @@ def report_stage(config: Config, *, videos: Sequence[str] = (), progress: bool =
         progress: show a bar.
     """
     from .evaluate.evaluation import read_evaluation
-    from .evaluate.predict import frames_of_manifest
+    from .evaluate.predict import context_masks, frames_of_manifest
     from .evaluate.report import choose_videos, illustrate, load_history, render_report
 
     path = config.run.dir / "report.html"
@@ -358,15 +358,19 @@ def report_stage(config: Config, *, videos: Sequence[str] = (), progress: bool =
     training: dict[str, list[str]] = {name: [] for name in names}
     for video_id, target in zip(task.train_ids, task.train_targets.tolist(), strict=True):
         training[names[target]].append(video_id)
+    frames = frames_of_manifest(config)
+    masks, why_not = context_masks(config, task.store, frames.sources)
     explained = illustrate(
         task.head,
         task.store,
         list(videos) or choose_videos(evaluation),
         training=training,
-        frames=frames_of_manifest(config),
+        frames=frames,
+        masks=masks,
         progress=progress,
     )
     about = [f"Head {config.head_path}, store {task.store.path}, {len(task.train_ids)} training videos."]
+    about += [why_not] if why_not else []
     history = load_history(config.head_path)
     html = render_report(evaluation, history=history, explained=explained, about=about).encode()
     write_atomically(path, html)

@@ -102,6 +102,11 @@ class Page:
             parts.append(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
         self._body.append(f'<div class="scroll"><div class="pictures">{"".join(parts)}</div></div>')
 
+    def strip(self, source: str, caption: str) -> None:
+        """A wide picture (a data URI) in its own size, with a caption."""
+        image = f'<div class="scroll"><img class="strip" src="{escape(source)}" alt=""></div>'
+        self._body.append(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
+
     def render(self) -> str:
         """The whole page."""
         from plotly.offline import get_plotlyjs

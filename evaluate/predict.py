@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import glob
 import io
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..config import Config, ManifestSection, RunSection, StoreSection, load_config, parse_config
+from ..config import Config, differing_keys
 from ..errors import ConfigError, ManifestError, MissingDependencyError, VideoDecodeError
 from ..files import write_atomically
 from ..store import create_store, open_store
 from ..train import DejaVidHead
 from .predictions import Prediction, is_store, predict_stored
+from .recipe import read_recipe
 
 if TYPE_CHECKING:
+    from ..extract.encoders.tcclip.encoder import TcClipEncoder
+    from ..extract.worker import DecodeSettings
     from ..store import Store
 
-EXTRACT_FILE = "extract.json"
 VIDEO_SUFFIXES = (
     ".mp4",
     ".m4v",
@@ -42,6 +43,7 @@ VIDEO_SUFFIXES = (
 )
 MAX_EXPLAINED = 50  # videos on one page
 PICTURE_HEIGHT = 96  # pixels
+SHEET_HEIGHT = 224  # pixels, of two rows of frames
 
 Sources = Mapping[str, tuple[Path, float | None, float | None]]
 
@@ -142,10 +144,7 @@ def predict(
             scored.get(path) or Prediction(path, (), 0, encoded.failures.get(path, "no TSE"))
             for path in encoded.paths
         ]
-        section = encoded.config.extract
-        sources: Sources = {path: (Path(path), None, None) for path in known}
-        frames = VideoFrames(sources, section.decoder, section.folder_fps)
-        _write_page(page, head, encoded.store, known, frames, progress)
+        _write_page(page, head, encoded.store, known, encoded.config, progress)
     return PredictionRun(found, sum(p.n_steps for p in found), encoded.seconds, seconds, page)
 
 
@@ -154,16 +153,25 @@ def _write_page(
     head: DejaVidHead,
     store: Store,
     ids: Sequence[str],
-    frames: VideoFrames | None,
+    config: Config | None,
     progress: bool,
 ) -> None:
+    """Explains the first videos; with `config`, that encoded them, ids are paths and there are pictures."""
     if path is None:
         return
     from .report import illustrate, render_predictions
 
-    items = illustrate(head, store, ids[:MAX_EXPLAINED], training={}, frames=frames, progress=progress)
+    shown = ids[:MAX_EXPLAINED]
+    about = [f"{len(shown)} of {len(ids)} videos explained."]
+    frames, masks = None, None
+    if config is not None:
+        sources: Sources = {video: (Path(video), None, None) for video in shown}
+        frames = VideoFrames(sources, config.extract.decoder, config.extract.folder_fps)
+        masks, why_not = context_masks(config, store, sources)
+        about += [why_not] if why_not else []
+    items = illustrate(head, store, shown, training={}, frames=frames, masks=masks, progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, render_predictions(items, n_videos=len(ids)).encode())
+    write_atomically(path, render_predictions(items, about=about).encode())
 
 
 @contextmanager
@@ -187,7 +195,7 @@ def encode_videos(
     from ..extract.ledger import FailureLedger
     from ..extract.manifest import Row
 
-    recipe = _read_recipe(head_dir)
+    recipe = read_recipe(head_dir)
     absolute = [Path(path).absolute() for path in dict.fromkeys(paths)]
     lost = [str(path) for path in absolute if not path.exists()]
     if lost or not absolute:
@@ -199,7 +207,7 @@ def encode_videos(
     with tempfile.TemporaryDirectory(prefix="dejavid-predict-") as folder:
         manifest = Path(folder, "videos.parquet")
         write_manifest(manifest, [Row(str(path), str(path.relative_to("/"))) for path in absolute])
-        config = _config(recipe, overrides, Path(folder), manifest)
+        config = recipe.config(overrides, Path(folder), manifest)
         began = time.perf_counter()
         # The store is made from the head's facts: where this machine's differ, extraction refuses it.
         create_store(
@@ -266,9 +274,7 @@ class VideoFrames:
         """
         from ..extract.decode import open_video
 
-        if video_id not in self.sources:
-            raise ConfigError("its file is not known", where=video_id, fix="add the video to the manifest")
-        path, start_s, end_s = self.sources[video_id]
+        path, start_s, end_s = _source_of(video_id, self.sources)
         with open_video(
             path, self.decoder, start_s=start_s, end_s=end_s, folder_fps=self.folder_fps
         ) as video:
@@ -277,7 +283,8 @@ class VideoFrames:
             places = [min(max(place, 0), max(video.meta.n_frames - 1, 0)) for place in places]
             wanted = np.unique(np.array(places, np.int64))
             frames = zip(wanted.tolist(), video.stream(wanted), strict=False)
-            pictures = {place: _jpeg(frame.image) for place, frame in frames}
+            bounds = 2 * PICTURE_HEIGHT, PICTURE_HEIGHT
+            pictures = {place: _jpeg(frame.image, bounds) for place, frame in frames}
         if not pictures:
             raise VideoDecodeError("no frame could be read", where=str(path), fix="look at the file")
         last = max(pictures)
@@ -293,7 +300,76 @@ def frames_of_manifest(config: Config) -> VideoFrames:
     return VideoFrames(sources, config.extract.decoder, config.extract.folder_fps)
 
 
-def _jpeg(image: Any) -> bytes:
+@dataclass(frozen=True)
+class ContextMasks:
+    """Pictures of what TC-CLIP's context tokens are made of: the report's source of masks.
+
+    Attributes:
+        encoder: that made the store.
+        settings: with which it did.
+        sources: as in `VideoFrames`.
+    """
+
+    encoder: TcClipEncoder
+    settings: DecodeSettings
+    sources: Sources
+
+    def __call__(self, video_id: str, steps: Sequence[int]) -> list[bytes]:
+        """JPEG pictures of some windows: their frames, and below them these with the tokens painted.
+
+        Raises:
+            VideoDecodeError: the video cannot be read; ConfigError: its file is not known.
+        """
+        from ..extract.encoders.tcclip.pictures import context_sheets
+        from ..extract.worker import Job
+
+        job = Job(video_id, *_source_of(video_id, self.sources))
+        sheets = context_sheets(self.encoder, job, self.settings, steps)
+        return [_jpeg(sheet, (sheet.shape[1], SHEET_HEIGHT)) for sheet in sheets]
+
+
+def context_masks(config: Config, store: Store, sources: Sources) -> tuple[ContextMasks | None, str | None]:
+    """The source of masks of a store, if TC-CLIP made it; else None and, for a `tcclip:` encoder, why.
+
+    Args:
+        config: of the run that made the store.
+        store: whose windows will be shown.
+        sources: as in `VideoFrames`.
+    """
+    section = config.extract
+    if not section.encoder.startswith("tcclip:"):
+        return None, None
+    from ..extract.encoders.tcclip.pictures import load_contextual
+    from ..extract.plan import Recipe
+    from ..extract.presets import resolve_windowing
+    from ..extract.run import extract_facts
+    from ..extract.worker import DecodeSettings
+
+    try:
+        encoder = load_contextual(section.encoder, device=section.device, precision=section.precision)
+        facts = extract_facts(config, encoder)
+    except (ConfigError, MissingDependencyError, OSError) as error:
+        return None, f"Context tokens are not shown: {getattr(error, 'what', error)}."
+    # Another decoder shows the same frames; another model or window would show what the head never saw.
+    decisive = "encoder", "input", "windowing"
+    lines = differing_keys({k: store.facts.get(k) for k in decisive}, {k: facts[k] for k in decisive})
+    if lines:
+        return None, f"Context tokens are not shown: the store was made by another ({'; '.join(lines)})."
+    if encoder.spec.frames == 1:
+        return None, "Context tokens are not shown: the encoder sees single frames."
+    recipe = Recipe(encoder.spec, resolve_windowing(section))
+    settings = DecodeSettings(recipe, section.decoder, section.folder_fps, section.timeout_s)
+    return ContextMasks(encoder, settings, sources), None
+
+
+def _source_of(video_id: str, sources: Sources) -> tuple[Path, float | None, float | None]:
+    if video_id not in sources:
+        raise ConfigError("its file is not known", where=video_id, fix="add the video to the manifest")
+    return sources[video_id]
+
+
+def _jpeg(image: Any, bounds: tuple[int, int]) -> bytes:
+    """A picture of at most (width, height) pixels."""
     try:
         from PIL import Image
     except ImportError:
@@ -301,59 +377,7 @@ def _jpeg(image: Any) -> bytes:
             "Pillow is not installed", where="pictures of videos", fix="pip install 'dejavid[report]'"
         ) from None
     picture = Image.fromarray(image)
-    picture.thumbnail((2 * PICTURE_HEIGHT, PICTURE_HEIGHT))
+    picture.thumbnail(bounds)
     sink = io.BytesIO()
     picture.save(sink, "JPEG", quality=72)
     return sink.getvalue()
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """How the store that a head was trained on was made; written beside the head."""
-
-    extract: dict[str, Any]
-    facts: dict[str, Any]
-    feature_dim: int
-    dtype: Literal["float16", "bfloat16", "float32"]
-
-
-def _read_recipe(head_dir: Path) -> _Recipe:
-    path = Path(head_dir) / EXTRACT_FILE
-    try:
-        recipe = _Recipe(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"the head does not say how to encode a video ({error})",
-            where=str(path),
-            fix="use a head that dejavid train made from videos, or predict from a store of TSEs",
-        ) from None
-    if "windowing" not in recipe.facts:
-        raise ConfigError(
-            "the head was trained on imported features: no encoder is known that makes them",
-            where=str(path),
-            fix="import the features of the new videos as well, and predict from that store",
-        )
-    return recipe
-
-
-def _config(recipe: _Recipe, overrides: Sequence[str], folder: Path, manifest: Path) -> Config:
-    """The recipe's extraction of another manifest into another folder; failed videos end nothing."""
-    foreign = [item for item in overrides if not item.startswith("extract.")]
-    if foreign:
-        raise ConfigError(
-            f"{foreign[0]!r} does not concern the encoding of videos",
-            where="--set",
-            fix="set keys of the section extract only",
-        )
-    given = load_config(None, overrides).extract.model_dump(mode="json")
-    named = {item.partition("=")[0].strip().removeprefix("extract.") for item in overrides}
-    changed = {name: value for name, value in given.items() if name in named}
-    config = parse_config({"extract": {**recipe.extract, **changed}}, EXTRACT_FILE)
-    return config.model_copy(
-        update={
-            "run": RunSection(dir=folder),
-            "manifest": ManifestSection(path=manifest, root=Path("/")),
-            "store": StoreSection(dtype=recipe.dtype),
-            "extract": config.extract.model_copy(update={"max_failed": float("inf")}),
-        }
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 # (video id, seconds) -> JPEG pictures of the video at these times; raises DejaVidError where it cannot.
 FrameSource = Callable[[str, Sequence[float]], list[bytes]]
+# (video id, numbers of steps from 0) -> JPEG pictures of their windows with TC-CLIP's context tokens painted;
+# raises DejaVidError where it cannot.
+MaskSource = Callable[[str, Sequence[int]], list[bytes]]
 
 MAX_FRAMES = 10
+MAX_MASKS = 3
 DEFAULT_VIDEOS = 8
 
 
@@ -40,12 +44,16 @@ class Illustrated:
         frames: (seconds, JPEG) of its steps, at most 10 evenly spaced.
         moments: per centroid step of the predicted class, the nearest training step and its picture.
         no_frames: why pictures are missing.
+        masks: (step, JPEG) of the steps that decide most, in their order, with context tokens painted.
+        no_masks: why these are missing.
     """
 
     explanation: Explanation
     frames: list[tuple[float, bytes]]
     moments: list[tuple[Moment, bytes | None]]
     no_frames: str | None = None
+    masks: list[tuple[int, bytes]] = field(default_factory=list)
+    no_masks: str | None = None
 
 
 def load_history(head_dir: Path) -> list[dict[str, Any]]:
@@ -82,6 +90,7 @@ def illustrate(
     *,
     training: Mapping[str, Sequence[str]],
     frames: FrameSource | None,
+    masks: MaskSource | None = None,
     progress: bool = False,
 ) -> list[Illustrated]:
     """Explains videos of a store and fetches their pictures.
@@ -90,6 +99,7 @@ def illustrate(
         ids: videos.
         training: class name -> training videos of the class.
         frames: where pictures come from; None: nowhere.
+        masks: where pictures of context tokens come from; None: nowhere.
         progress: show a bar.
 
     Raises:
@@ -111,7 +121,8 @@ def illustrate(
             moments = nearest_moments(head, name, store, training.get(name, ()))
             nearest[name] = [(moment, _picture_of(moment, frames)) for moment in moments]
         pictures, why = _frames_of(explanation, frames)
-        found.append(Illustrated(explanation, pictures, nearest[name], why))
+        painted, why_not = _masks_of(explanation, masks)
+        found.append(Illustrated(explanation, pictures, nearest[name], why, painted, why_not))
     return found
 
 
@@ -144,18 +155,18 @@ def render_report(
     return page.render()
 
 
-def render_predictions(items: Sequence[Illustrated], *, n_videos: int) -> str:
+def render_predictions(items: Sequence[Illustrated], *, about: Sequence[str]) -> str:
     """A page that explains predictions for videos without labels.
 
     Args:
         items: the videos explained.
-        n_videos: how many there were in all.
+        about: lines that say what they are.
 
     Raises:
         MissingDependencyError: plotly is not installed.
     """
     _check_plotly()
-    page = Page("DejaVid predictions", [f"{len(items)} of {n_videos} videos explained."])
+    page = Page("DejaVid predictions", about)
     _explanations(page, items)
     return page.render()
 
@@ -264,6 +275,7 @@ def _explanations(page: Page, explained: Sequence[Illustrated]) -> None:
             description=f"alignment of {why.video_id} with {why.predicted.name} and {why.rival.name}",
             wide=True,
         )
+        _masks(page, item)
         page.figure(
             explain_figures.weights(why),
             description=f"weights of {why.predicted.name}",
@@ -278,6 +290,37 @@ def _explanations(page: Page, explained: Sequence[Illustrated]) -> None:
                 )
                 for number, (moment, jpeg) in enumerate(item.moments, start=1)
             )
+
+
+def _masks(page: Page, item: Illustrated) -> None:
+    from . import explain_figures
+
+    if item.no_masks:
+        page.text(f"No pictures of context tokens: {item.no_masks}.")
+    if item.masks:
+        page.text(
+            "What the encoder's context tokens are made of, in the windows that decide most: patches of one"
+            " colour became one token, dark ones none."
+        )
+    why = item.explanation
+    for step, jpeg in item.masks:
+        times = f"{why.start_s[step]:.2f}-{why.end_s[step]:.2f} s"
+        caption = f"step {step + 1}, {times}: difference of the costs {why.step_gain[step]:+.4g}"
+        page.strip(explain_figures.picture(jpeg), caption)
+
+
+def _masks_of(
+    explanation: Explanation, masks: MaskSource | None
+) -> tuple[list[tuple[int, bytes]], str | None]:
+    if masks is None:
+        return [], None
+    deciding = np.argsort(-np.abs(explanation.step_gain), kind="stable")[:MAX_MASKS]
+    steps = np.sort(deciding).tolist()
+    try:
+        pictures = masks(explanation.video_id, steps)
+    except (ConfigError, MissingDependencyError, OSError) as error:
+        return [], str(getattr(error, "what", error))
+    return list(zip(steps, pictures, strict=True)), None
 
 
 def _frames_of(

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numbered_videos import write_video
+from PIL import Image
 
-from dejavid.errors import VideoDecodeError
-from dejavid.extract import load_encoder
-from dejavid.extract.encoders.tcclip.encoder import TcClipEncoder
-from dejavid.extract.encoders.tcclip.pictures import context_sheet, paint_sources
+from dejavid.errors import ConfigError, VideoDecodeError
+from dejavid.extract.encoders.tcclip.pictures import load_contextual, paint_sources, write_sheet
 
 
 def test_patches_have_the_colour_of_their_token() -> None:
@@ -29,10 +28,9 @@ def test_patches_have_the_colour_of_their_token() -> None:
 
 
 def test_a_sheet_of_a_video(folder: Callable[[str], Path], tmp_path: Path) -> None:
-    encoder = load_encoder(f"tcclip:{folder('a')}", device="cpu")
-    assert isinstance(encoder, TcClipEncoder)
-    video = write_video(tmp_path / "v.mp4", 9, size=(96, 80))
-    sheet = context_sheet(encoder, video)
+    uri = f"tcclip:{folder('a')}"
+    write_sheet(uri, write_video(tmp_path / "v.mp4", 9, size=(96, 80)), tmp_path / "v.png")
+    sheet = np.asarray(Image.open(tmp_path / "v.png"))
     assert sheet.shape == (128, 4 * 64, 3)
     frames, painted = sheet[:64].reshape(64, 4, 64, 3), sheet[64:].reshape(64, 4, 64, 3)
     dark = (painted == (frames * 0.3).astype(np.uint8)).all(-1)
@@ -40,4 +38,9 @@ def test_a_sheet_of_a_video(folder: Callable[[str], Path], tmp_path: Path) -> No
     assert (patches.sum((0, 2)) == 12).all()  # 4 of 16 patches of every frame are seeds
     (tmp_path / "broken.mp4").write_text("no video")
     with pytest.raises(VideoDecodeError):
-        context_sheet(encoder, tmp_path / "broken.mp4")
+        write_sheet(uri, tmp_path / "broken.mp4", tmp_path / "broken.png")
+
+
+def test_encoders_without_context_tokens_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no context tokens"):
+        load_contextual("toy:0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,7 @@ from ....errors import ConfigError, MissingDependencyError, VideoDecodeError
 from ...assemble import Assembly
 from ...plan import Recipe
 from ...worker import Chunk, DecodeSettings, Failed, Job, Start, decode_events
-from .. import load_encoder
-from ..base import ClipSpec
+from .. import Precision, load_encoder
 from .encoder import TcClipEncoder
 from .sampling import ViewSampling
 
@@ -24,7 +24,7 @@ _GOLDEN = 0.618034  # turns of the colour circle from one token to the next: nei
 
 
 def write_sheet(uri: str, video: Path, out: Path) -> None:
-    """Writes the `context_sheet` of a video as a PNG.
+    """Writes the context sheet of one clip that is spread over a whole video, as a PNG.
 
     Args:
         uri: `tcclip:FOLDER`.
@@ -42,34 +42,57 @@ def write_sheet(uri: str, video: Path, out: Path) -> None:
         raise MissingDependencyError(
             "Pillow is not installed", where="pictures of context tokens", fix="pip install 'dejavid[report]'"
         ) from None
-    encoder = load_encoder(uri)
-    if not isinstance(encoder, TcClipEncoder):
-        raise ConfigError("this encoder has no context tokens", where=uri, fix="give tcclip:FOLDER")
-    Image.fromarray(context_sheet(encoder, video)).save(out, "PNG")
+    encoder = load_contextual(uri)
+    recipe = Recipe(encoder.spec, ViewSampling(encoder.spec.frames, 1, 1))
+    settings = DecodeSettings(recipe, decoder="pyav", folder_fps=12.0, timeout_s=0.0)
+    (sheet,) = context_sheets(encoder, Job(video.name, video), settings, steps=[0])
+    Image.fromarray(sheet).save(out, "PNG")
 
 
-def context_sheet(
-    encoder: TcClipEncoder, video: Path, *, decoder: str = "pyav", layer: int = -1
-) -> NDArray[np.uint8]:
-    """The frames that the encoder sees of a video, and below them what the context tokens are made of.
-
-    Args:
-        encoder: a model of the method tcclip.
-        video: a file, or a folder of images.
-        decoder: what reads it.
-        layer: of the vision tower; the last one's tokens are those the prompts look at by default.
-
-    Returns:
-        uint8 (2 H, T W, 3).
+def load_contextual(uri: str, *, device: str = "auto", precision: Precision = "auto") -> TcClipEncoder:
+    """`load_encoder`, for models that have context tokens.
 
     Raises:
-        VideoDecodeError: it cannot be read.
-        ConfigError: the encoder has no context tokens.
+        ConfigError: the URI names another encoder, or one of the baselines.
+        MissingDependencyError: transformers is not installed.
     """
-    clip = read_clip(video, encoder.spec, decoder=decoder)
-    sources = encoder.context_sources(clip[None].to(encoder.device))[0, layer]
-    painted = paint_sources(clip.numpy(), sources.cpu().numpy())
-    return np.concatenate([np.concatenate(list(row), 1) for row in (clip.numpy(), painted)])
+    encoder = load_encoder(uri, device=device, precision=precision)
+    if not isinstance(encoder, TcClipEncoder) or encoder.model.options.method != "tcclip":
+        raise ConfigError(
+            "this encoder has no context tokens",
+            where=uri,
+            fix="give tcclip:FOLDER of a model of the method tcclip",
+        )
+    return encoder
+
+
+def context_sheets(
+    encoder: TcClipEncoder, job: Job, settings: DecodeSettings, steps: Sequence[int]
+) -> list[NDArray[np.uint8]]:
+    """For some windows the frames that the encoder sees, and below them what the context tokens are made of.
+
+    Of several crops the middle one is shown, of several time spans the first. The tokens are those of the
+    last layer, which the prompts look at by default.
+
+    Args:
+        encoder: a model with context tokens, of more than one frame.
+        job: the video.
+        settings: how it is read and cut into windows.
+        steps: numbers of windows, from 0.
+
+    Returns:
+        For each step uint8 (2 H, T W, 3).
+
+    Raises:
+        VideoDecodeError: the video cannot be read, or has no such window.
+    """
+    sheets = []
+    for clip in _read_windows(job, settings, steps):
+        # One after another: extraction may have filled the device with a batch, a picture must not.
+        sources = encoder.context_sources(clip[None].to(encoder.device))[0, -1]
+        painted = paint_sources(clip.numpy(), sources.cpu().numpy())
+        sheets.append(np.concatenate([np.concatenate(list(row), 1) for row in (clip.numpy(), painted)]))
+    return sheets
 
 
 def paint_sources(clip: NDArray[np.uint8], sources: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -92,25 +115,28 @@ def paint_sources(clip: NDArray[np.uint8], sources: NDArray[np.bool_]) -> NDArra
     return painted
 
 
-def read_clip(video: Path, spec: ClipSpec, *, decoder: str) -> Tensor:
-    """One clip of a video, centre crop: uint8 (T, H, W, 3).
-
-    Raises:
-        VideoDecodeError: it cannot be read.
-    """
-    recipe = Recipe(spec, ViewSampling(spec.frames, 1, 1))
-    settings = DecodeSettings(recipe, decoder, folder_fps=12.0, timeout_s=0.0)
+def _read_windows(job: Job, settings: DecodeSettings, steps: Sequence[int]) -> list[Tensor]:
+    """One clip for each step: uint8 (T, H, W, 3)."""
+    windowing = settings.recipe.windowing
+    middle = 1 if windowing.crops == "three" else 0
+    slots = [step * windowing.n_views + middle for step in steps]
     assembly: Assembly | None = None
-    clips: list[Tensor] = []
-    for event in decode_events(Job(video.name, video), settings):
+    clips: dict[int, Tensor] = {}
+    for event in decode_events(job, settings):
         match event:
             case Start():  # a second one follows if the first expected another length
-                assembly = Assembly(recipe, event.n_frames, event.fps, event.height, event.width)
-                clips = []
+                assembly = Assembly(settings.recipe, event.n_frames, event.fps, event.height, event.width)
+                clips = {}
             case Chunk():
                 assert assembly is not None
                 ready = assembly.add_frames(event.times_s, torch.from_numpy(event.pixels))
-                clips += [clip.pixels for clip in ready]
+                clips |= {clip.slot: clip.pixels for clip in ready if clip.slot in slots}
             case Failed():
-                raise VideoDecodeError(event.cause, where=str(video), fix="give another video")
-    return clips[0]
+                raise VideoDecodeError(event.cause, where=str(job.path), fix="give another video")
+    if missing := [step for step, slot in zip(steps, slots, strict=True) if slot not in clips]:
+        raise VideoDecodeError(
+            f"there is no window {missing[0] + 1} in it",
+            where=str(job.path),
+            fix="is it still the video that was encoded?",
+        )
+    return [clips[slot] for slot in slots]
