@@ -19,6 +19,7 @@ from .files import write_atomically
 
 FILE = "checkpoint.safetensors"
 _SCHEMA = "1"
+_OPTIMIZER = "optimizer"  # first part of the names of its tensors
 
 
 @dataclass
@@ -88,3 +89,23 @@ def load_checkpoint(folder: Path, facts: Mapping[str, Any]) -> tuple[dict[str, T
             fix="resume with the configuration it was started with, or train into another run.dir",
         )
     return tensors, TrainState(**plain, losses=tensors.pop("losses").tolist())
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimiser's moments, by names for a checkpoint."""
+    return {
+        f"{_OPTIMIZER}.{index}.{name}": tensor
+        for index, moments in optimizer.state_dict()["state"].items()
+        for name, tensor in moments.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Gives an optimiser the moments among the tensors of a checkpoint."""
+    plain = optimizer.state_dict()
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == _OPTIMIZER:
+            index, _, moment = rest.partition(".")
+            plain["state"].setdefault(int(index), {})[moment] = tensor
+    optimizer.load_state_dict(plain)

@@ -7,37 +7,29 @@ sets (the splits of a benchmark) and several models (trained from several seeds)
 from __future__ import annotations
 
 import json
-import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 import numpy as np
-import torch
-from tqdm import tqdm
+from torch import Tensor
 
 from ..config import ExtractSection
 from ..errors import ConfigError, ManifestError
 from ..extract import load_encoder, read_manifest
-from ..extract.assemble import Assembly, Clip
-from ..extract.encoders.tcclip.prompts import ClassNames, read_class_names
-from ..extract.encoders.tcclip.sampling import ViewSampling
-from ..extract.plan import Recipe
-from ..extract.pool import DecodePool, warm_up
-from ..extract.worker import Chunk, DecodeSettings, End, Failed, Job, Start
+from ..extract.encoders.tcclip.prompts import class_indices, read_class_names
+from ..extract.encoders.tcclip.sampling import view_recipe
+from ..extract.pool import warm_up
+from ..extract.scoring import score_views
+from ..extract.worker import DecodeSettings, Job
 from ..files import write_atomically
 from .evaluation import percent
 from .metrics import Missing, Split, Summary, outcomes_of, summarise
-from .task import Floats
 
 if TYPE_CHECKING:
-    from ..extract import ClipEncoder
     from ..extract.manifest import Manifest, Row
-
-_SHOWN = 5  # problems printed in full
 
 
 @dataclass(frozen=True)
@@ -260,7 +252,11 @@ class _Videos:
                 where=str(test.manifest),
                 fix=f"one of {', '.join(found) or 'none: the manifest has no splits'}",
             )
-        targets = class_indices([row.label for row in self.rows], self.classes, test)
+        targets = class_indices(
+            [row.label for row in self.rows],
+            self.classes,
+            f"split {test.split!r} of {test.manifest} with {test.labels}",
+        )
         names = self.classes.names
         n_views = np.zeros(len(self.rows), np.int64)
         self.split = Split(test.split, names, tuple(row.video_id for row in self.rows), targets, n_views)
@@ -268,26 +264,6 @@ class _Videos:
     @property
     def jobs(self) -> list[Job]:
         return [Job(row.video_id, self.manifest.file_of(row), row.start_s, row.end_s) for row in self.rows]
-
-
-def class_indices(labels: Sequence[str], classes: ClassNames, test: TestSet) -> np.ndarray[Any, Any]:
-    """Index of each label among the classes: all labels are names, or all are ids.
-
-    Raises:
-        ManifestError: names labels that are neither.
-    """
-    for known in (classes.names, classes.ids):
-        place = {name: index for index, name in enumerate(known)}
-        if all(label in place for label in labels):
-            return np.array([place[label] for label in labels], np.int64)
-    named = {*classes.names}
-    lost = sorted({label for label in labels if label not in named})
-    shown = ", ".join(repr(label) for label in lost[:_SHOWN])
-    raise ManifestError(
-        f"{len(lost)} labels of split {test.split!r} are not among the {len(named)} classes: {shown}",
-        where=f"{test.manifest} with {test.labels}",
-        fix="label every video with the name, or every video with the id, of a class in the file",
-    )
 
 
 def _score_set(
@@ -300,86 +276,24 @@ def _score_set(
         precision=section.precision,
         compile=section.compile,
     )
-    spec = encoder.spec
-    if views.crops == "three":  # the published crops cover the whole short side
-        spec = replace(spec, short_side=min(spec.height, spec.width))
-    windowing = ViewSampling(spec.frames, 1, 1, crops=views.crops, n_clips=views.n_clips, seed=views.seed)
-    settings = DecodeSettings(Recipe(spec, windowing), section.decoder, section.folder_fps, section.timeout_s)
-    scorer = _Scorer(encoder, settings.recipe, section.batch_size)
-    failures: dict[str, str] = {}
-    jobs = videos.jobs
-    scores = np.full((len(jobs), encoder.num_classes), np.nan)
-    with (
-        tqdm(total=len(jobs), unit="video", desc=videos.test.split, disable=not progress) as bar,
-        DecodePool(jobs, settings, section.workers, threading.Event()) as pool,
-    ):
-        for number, job in enumerate(jobs):
-            cause = scorer.take(number, pool)
-            if cause is not None:
-                failures[job.video_id] = cause
-            bar.update()
-        scorer.finish()
-    for number, probabilities in scorer.results.items():
-        scores[number] = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny))
-    outcomes = outcomes_of(videos.split, np.arange(len(jobs)), scores, probabilities=True)
+    recipe = view_recipe(encoder.spec, views.n_clips, views.crops, views.seed)
+
+    def logits(clips: Tensor) -> Tensor:
+        found = encoder.encode(clips).logits
+        assert found is not None
+        return found
+
+    scores = score_views(
+        videos.jobs,
+        DecodeSettings(recipe, section.decoder, section.folder_fps, section.timeout_s),
+        logits,
+        n_classes=encoder.num_classes,
+        device=encoder.device,
+        batch_size=section.batch_size,
+        workers=section.workers,
+        title=videos.test.split if progress else "",
+    )
+    numbers = np.arange(len(videos.jobs))
+    outcomes = outcomes_of(videos.split, numbers, scores.log_probabilities, probabilities=True)
     summary = summarise(videos.split, outcomes, missing)
-    return SetResult(model, videos.test, encoder.num_classes, summary, failures)
-
-
-class _Scorer:
-    """Turns decoded frames into the probabilities of a video's views, in batches over videos.
-
-    Attributes:
-        results: number of a video -> (C,) mean probabilities of its views.
-    """
-
-    def __init__(self, encoder: ClipEncoder, recipe: Recipe, batch_size: int) -> None:
-        self._encoder, self._recipe, self._batch_size = encoder, recipe, batch_size
-        self.results: dict[int, Floats] = {}
-        self._clips: deque[Clip] = deque()
-        self._open: deque[tuple[int, Assembly]] = deque()
-
-    def take(self, number: int, pool: DecodePool) -> str | None:
-        """Takes the events of one video; the cause if it cannot be decoded."""
-        assembly: Assembly | None = None
-        for event in pool.events(number):
-            match event:
-                case Start():
-                    self._forget(assembly)
-                    assembly = Assembly(self._recipe, event.n_frames, event.fps, event.height, event.width)
-                case Chunk():
-                    assert assembly is not None
-                    pixels = torch.from_numpy(event.pixels).to(self._encoder.device)
-                    self._clips += assembly.add_frames(event.times_s, pixels)
-                    while len(self._clips) >= self._batch_size:
-                        self._encode()
-                case End():
-                    assert assembly is not None
-                    self._open.append((number, assembly))
-                    self._collect()
-                case Failed():
-                    self._forget(assembly)
-                    return event.cause
-        return None
-
-    def finish(self) -> None:
-        """Encodes what is waiting for a full batch."""
-        while self._clips:
-            self._encode()
-
-    def _encode(self) -> None:
-        batch = [self._clips.popleft() for _ in range(min(self._batch_size, len(self._clips)))]
-        logits = self._encoder.encode(torch.stack([clip.pixels for clip in batch])).logits
-        assert logits is not None
-        for clip, probabilities in zip(batch, logits.softmax(-1).cpu().numpy(), strict=True):
-            clip.owner.put(clip.slot, probabilities, None)
-        self._collect()
-
-    def _collect(self) -> None:
-        while self._open and self._open[0][1].complete:
-            number, assembly = self._open.popleft()
-            self.results[number] = assembly.finish().values.mean(0)
-
-    def _forget(self, assembly: Assembly | None) -> None:
-        """Drops clips of a pass that is void."""
-        self._clips = deque(clip for clip in self._clips if clip.owner is not assembly)
+    return SetResult(model, videos.test, encoder.num_classes, summary, scores.failures)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +16,7 @@ from tqdm import tqdm
 
 from ..config import Config
 from ..errors import ConfigError, OutOfMemory, PartialResultError, Preempted
+from ..signals import sigterm_event
 from ..store import StoreWriter, create_store
 from .assemble import Assembly, Clip
 from .decode import decoder_facts
@@ -118,7 +116,7 @@ def extract_videos(
     report.n_failed = 0 if retry_failed else len(failed)
     limits = {name: getattr(config.store, name) for name in ("flush_rows", "flush_bytes", "flush_s")}
     settings = DecodeSettings(recipe, section.decoder, section.folder_fps, section.timeout_s)
-    with _stop_on_sigterm() as stop, store.writer(**limits) as writer:
+    with sigterm_event() as stop, store.writer(**limits) as writer:
         run = _Run(config, encoder, recipe, writer, ledger, report)
         run.process(manifest, todo, settings, stop, progress)
     if stop.is_set():
@@ -357,24 +355,6 @@ class _Run:
             {"windows/s": f"{rate:.1f}", "failed": report.n_failed, **shares}, refresh=False
         )
         self._bar.update()
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; only the main thread may catch signals."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def check_failures(report: ExtractReport, max_failed: float) -> None:

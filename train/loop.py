@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from ..checkpoint import FILE, TrainState, load_checkpoint, save_checkpoint
+from ..checkpoint import (
+    FILE,
+    TrainState,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
 from ..config import TrainSection
 from ..devices import device_of
 from ..distributed import World, current_world
 from ..errors import ConfigError, Preempted
 from ..logs import RunLog
+from ..signals import sigterm_event
 from .checks import check_fit
 from .data import Samples, batches, bucketed, epoch_order
 from .head import DejaVidHead
@@ -111,7 +117,7 @@ def train_head(
     try:
         shape = tuple(head.centroids.shape)
         log.say(f"{len(train.labels)} training TSEs, {train.mode}; head {shape} on {run.device}")
-        with _sigterm() as stop:
+        with sigterm_event() as stop:
             while run.goes_on():
                 record = run.epoch(stop)
                 if on_epoch is not None:
@@ -347,32 +353,13 @@ class _Run:
             return
         tensors: dict[str, Tensor] = dict(self.head.state_dict())
         tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        tensors |= optimizer_tensors(self.optimizer)
         save_checkpoint(self.folder, tensors, self.state, self._facts())
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
-        plain = self.optimizer.state_dict()
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
             if kind == "best":
                 self._best[rest] = tensor.to(self.device)
-            elif kind == "optimizer":
-                index, _, moment = rest.partition(".")
-                plain["state"].setdefault(int(index), {})[moment] = tensor
-        self.optimizer.load_state_dict(plain)
+        restore_optimizer(self.optimizer, tensors)
         self.head.load_state_dict({name: tensors[name] for name in self.head.state_dict()})
-
-
-@contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """Sets the event on SIGTERM instead of dying. Does nothing outside the main thread."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ....errors import ConfigError
+from ....errors import ConfigError, ManifestError
 from .options import ModelOptions
+
+_SHOWN = 5  # problems printed in full
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,31 @@ def read_class_names(path: Path) -> ClassNames:
             "; ".join(problems[:5]), where=str(path), fix="give every class one line of its own"
         )
     return ClassNames(names, ids)
+
+
+def class_indices(labels: Sequence[str], classes: ClassNames, where: str) -> NDArray[np.int64]:
+    """Index of each label among the classes: all labels are names, or all are ids.
+
+    Args:
+        labels: N, of videos.
+        classes: to choose from.
+        where: the labels are from, for the error.
+
+    Raises:
+        ManifestError: names labels that are neither.
+    """
+    for known in (classes.names, classes.ids):
+        place = {name: index for index, name in enumerate(known)}
+        if all(label in place for label in labels):
+            return np.array([place[label] for label in labels], np.int64)
+    named = {*classes.names}
+    lost = sorted({label for label in labels if label not in named})
+    shown = ", ".join(repr(label) for label in lost[:_SHOWN])
+    raise ManifestError(
+        f"{len(lost)} labels are not among the {len(named)} classes: {shown}",
+        where=where,
+        fix="label every video with the name, or every video with the id, of a class in the file",
+    )
 
 
 def prompts_of(names: Sequence[str], options: ModelOptions) -> list[str]:

@@ -5,12 +5,15 @@ A video of fewer frames repeats some of them, in order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
+from ...plan import Recipe
 from ...presets import Windowing
 from ...windows import Indices
+from ..base import ClipSpec
 
 
 def spread_frames(n_frames: int, clip_len: int, n_clips: int = 1) -> Indices:
@@ -53,3 +56,12 @@ class ViewSampling(Windowing):
         return np.stack([random_frames(n_frames, self.clip_len, random) for _ in range(self.n_clips)])[
             :, None
         ]
+
+
+def view_recipe(
+    spec: ClipSpec, n_clips: int = 1, crops: Literal["center", "three"] = "center", seed: int | None = None
+) -> Recipe:
+    """What is seen of a video: clips as in `ViewSampling`, and one or three crops of each."""
+    if crops == "three":  # the published crops cover the whole short side
+        spec = replace(spec, short_side=min(spec.height, spec.width))
+    return Recipe(spec, ViewSampling(spec.frames, 1, 1, crops=crops, n_clips=n_clips, seed=seed))
