@@ -36,6 +36,11 @@ class Executor(StrEnum):
     ray = "ray"
 
 
+class Method(StrEnum):
+    dejavid = "dejavid"
+    tcclip = "tcclip"
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -106,6 +111,10 @@ def extract(
 def train(
     config_file: ConfigFile = None,
     overrides: Overrides = None,
+    method: Annotated[
+        Method,
+        typer.Option(help="dejavid: a head on the store. tcclip: the model of tcclip.start, on videos."),
+    ] = Method.dejavid,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     parity: Annotated[
         bool,
@@ -120,7 +129,16 @@ def train(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Stage two: DBA centroids (cached), then the head, from the store alone."""
+    """Stage two: DBA centroids (cached), then the head, from the store alone; or TC-CLIP, from videos."""
+    if method is Method.tcclip:
+        if parity or grid:
+            raise typer.BadParameter("--parity and --grid are for heads; with --method tcclip use --set")
+        from .finetuning import tcclip_stage
+
+        for report in tcclip_stage(load_any(config_file, overrides), resume=resume, progress=not quiet):
+            echo(report)
+            typer.echo(str(report.paths[0]))
+        return
     from .pipeline import grid_stage, head_stages
     from .train.presets import PARITY
 

@@ -112,7 +112,8 @@ def encoder_convert(
         str, typer.Option(help="CLIP in transformers' layout: a folder, or a hub repository.")
     ] = "openai/clip-vit-base-patch16",
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Of TC-CLIP or ViFi-CLIP, as published; without one CLIP alone.")
+        Path | None,
+        typer.Option(help="TC-CLIP or ViFi-CLIP, published or trained here; without one CLIP alone."),
     ] = None,
     ensemble: Annotated[
         float, typer.Option(help="Share of the checkpoint in the mean with CLIP's weights; 0.7 as published.")

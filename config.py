@@ -201,6 +201,48 @@ class TrainSection(Section):
     tensorboard: bool = Field(False, description="also write TensorBoard events")
 
 
+class TcclipSection(Section):
+    """TC-CLIP, trained on the videos themselves: dejavid train --method tcclip"""
+
+    start: Path | None = Field(
+        None, description="model to start from, a folder made by dejavid encoder convert; needed to train"
+    )
+    classes: Path | None = Field(
+        None, description="CSV (id,name) or JSON ({id: name}); null: the labels of the training split, sorted"
+    )
+    split: str | None = Field("val", description="split to choose the best epoch on; null: keep the last one")
+    protocol: Literal["zero_shot", "few_shot", "base_to_novel", "fully_supervised"] = Field(
+        "zero_shot",
+        description="gives the keys down to `val_clips` their values; any that is not null overrides it",
+    )
+    epochs: int | None = Field(None, ge=1, description="passes over the training videos")
+    warmup_epochs: int | None = Field(None, ge=0, description="epochs over which the rates rise from 0")
+    lr: float | None = Field(None, gt=0, description="peak learning rate of what CLIP has")
+    lr_min: float | None = Field(None, ge=0, description="learning rate at the end, of all parameters")
+    batch_size: int | None = Field(
+        None, ge=1, description="videos per optimiser step, over all processes and micro-batches"
+    )
+    shots: int | None = Field(None, ge=0, description="training videos per class, drawn by run.seed; 0: all")
+    validate_every: int | None = Field(
+        None, ge=1, description="epochs between validations; the first and last epoch have one too"
+    )
+    val_clips: int | None = Field(None, ge=1, description="clips per video in validation")
+    micro_batch: int = Field(4, ge=1, description="videos per forward pass and process")
+    lr_10x: bool = Field(True, description="10 times the rate for prompt vectors and prompt layers")
+    weight_decay: float = Field(0.001, ge=0, description="AdamW's decoupled decay of all parameters")
+    freeze: Literal["nothing", "backbone", "image", "text"] = Field(
+        "nothing", description="what CLIP has and is not trained: nothing, backbone (both), image, text"
+    )
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all classes")
+    blend: bool = Field(True, description="CutMix or Mixup of every micro-batch")
+    flip: bool = Field(
+        True, description="mirror half of the videos; false where classes tell left from right (SSv2)"
+    )
+    checkpoint_s: float = Field(
+        1800.0, gt=0, description="also save a checkpoint within an epoch after this many seconds"
+    )
+
+
 class EvaluateSection(Section):
     """the numbers"""
 
@@ -231,6 +273,7 @@ class Config(Section):
     extract: ExtractSection = ExtractSection()
     centroids: CentroidsSection = CentroidsSection()
     train: TrainSection = TrainSection()
+    tcclip: TcclipSection = TcclipSection()
     evaluate: EvaluateSection = EvaluateSection()
 
     @property
@@ -240,6 +283,10 @@ class Config(Section):
     @property
     def head_path(self) -> Path:
         return self.run.dir / "head"
+
+    @property
+    def tcclip_path(self) -> Path:
+        return self.run.dir / "tcclip"
 
 
 def load_config(path: Path | str | None, overrides: Iterable[str] = ()) -> Config:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Config, dump_config, fingerprint
 from .errors import ConfigError, MissingDependencyError, StoreVersionError
 from .files import write_atomically
 from .splits import TRAIN_SPLIT, SplitVideos, open_run_store, split_videos, training_videos
-from .stages import StageRecord, StageReport, file_digest, write_json
+from .stages import StageRecord, StageReport, file_digest, make_room, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -196,7 +195,7 @@ def train_stage(config: Config, world: World, *, resume: bool = False, progress:
     from .train.data import load_samples
 
     options = config.train
-    moved = _clear_head_folder(folder, fingerprint(facts)) if world.is_first else None
+    moved = make_room(folder, fingerprint(facts)) if world.is_first else None
     world.wait()
     head = load_centroids(config.run.dir / CENTROIDS_FILE).head(
         step_pattern=options.step_pattern, logits=options.logits
@@ -437,19 +436,3 @@ def _check_head(head: DejaVidHead, store: Store, config: Config) -> None:
             where=f"{config.head_path} with {store.path}",
             fix="evaluate with the store the head was trained on, or train again: dejavid train",
         )
-
-
-def _clear_head_folder(folder: Path, head_fp: str) -> str | None:
-    """Moves a head of another fingerprint out of the way, so that nothing is overwritten; says where to."""
-    marker = folder / "head_fp"
-    if folder.exists() and not (marker.exists() and marker.read_text() == head_fp):
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-            number += 1
-        folder.rename(aside)
-        moved = f"the head that was there is now {aside}"
-    else:
-        moved = None
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(marker, head_fp.encode())
-    return moved

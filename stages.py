@@ -83,3 +83,20 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_room(folder: Path, fingerprint: str) -> str | None:
+    """Makes the folder of a result, or keeps what a run of the same fingerprint has begun in it.
+
+    What is there of another one is moved out of the way, so that nothing is overwritten; says where to.
+    """
+    marker, moved = folder / "fingerprint", None
+    if folder.exists() and not (marker.exists() and marker.read_text() == fingerprint):
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+            number += 1
+        folder.rename(aside)
+        moved = f"what was in {folder} is now in {aside}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(marker, fingerprint.encode())
+    return moved

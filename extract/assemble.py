@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .plan import FramePlan, Geometry, Recipe, plan_clips
+from .plan import FramePlan, Recipe, plan_clips
 
 Floats = NDArray[np.float32]
 
@@ -43,7 +43,7 @@ class Assembly:
 
     def __init__(self, recipe: Recipe, n_frames: int, fps: float, height: int, width: int) -> None:
         self._plan = FramePlan(recipe, n_frames, fps)
-        self._geometry = Geometry(recipe, height, width)
+        self._geometry = recipe.geometry(height, width)
         self._spec = recipe.spec
         per_frame = recipe.spec.frames == 1
         self._clips = plan_clips(self._plan, self._geometry, per_frame=per_frame)

@@ -159,7 +159,7 @@ def merge_reports(config: Config, reports: Sequence[ExtractReport]) -> ExtractRe
             setattr(total, name, getattr(total, name) + getattr(report, name))
         for stage, seconds in report.stage_s.items():
             total.stage_s[stage] += seconds
-    check_failures(total, config.extract.max_failed)
+    check_failures(total.n_failed, total.n_videos, config.extract.max_failed, total.failures_path)
     return total
 
 

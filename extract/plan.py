@@ -22,6 +22,10 @@ class Recipe:
     windowing: Windowing
     official: Literal["none", "dense", "sparse"] = "none"
 
+    def geometry(self, height: int, width: int) -> Geometry:
+        """Where the crops lie in a video's frames of this size, and how they are prepared."""
+        return Geometry(self, height, width)
+
 
 class FramePlan:
     """Which frames of a video of known length are needed, and where.

@@ -125,7 +125,7 @@ def extract_videos(
             where=f"shard {index}/{count} of {config.store_path}",
             fix="run the same command again; it goes on where this one stopped",
         )
-    check_failures(report, section.max_failed)
+    check_failures(report.n_failed, report.n_videos, section.max_failed, report.failures_path)
     return report
 
 
@@ -357,13 +357,19 @@ class _Run:
         self._bar.update()
 
 
-def check_failures(report: ExtractReport, max_failed: float) -> None:
+def check_failures(
+    n_failed: int,
+    n_videos: int,
+    max_failed: float,
+    ledger: Path,
+    *,
+    fix: str = "mend the files and run again with --retry-failed, or raise extract.max_failed",
+) -> None:
     """Raises `PartialResultError` if more videos failed than `max_failed`, a share below 1, else a count."""
-    allowed = max_failed * report.n_videos if max_failed < 1 else max_failed
-    if report.n_failed > allowed:
+    allowed = max_failed * n_videos if max_failed < 1 else max_failed
+    if n_failed > allowed:
         raise PartialResultError(
-            f"{report.n_failed} of {report.n_videos} videos failed, more than extract.max_failed"
-            f" = {max_failed:g}",
-            where=f"{report.failures_path} names them and why",
-            fix="mend the files and run again with --retry-failed, or raise extract.max_failed",
+            f"{n_failed} of {n_videos} videos failed, more than extract.max_failed = {max_failed:g}",
+            where=f"{ledger} names them and why",
+            fix=fix,
         )

@@ -26,12 +26,16 @@ _CHUNK_BYTES = 4 * 2**20  # frames travel in chunks of about this size
 
 @dataclass(frozen=True)
 class Job:
-    """One video to decode."""
+    """One video to decode.
+
+    `recipe` is its own, if it is not treated as all others are.
+    """
 
     video_id: str
     path: Path
     start_s: float | None = None
     end_s: float | None = None
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def decode_events(job: Job, settings: DecodeSettings) -> Iterator[Event]:
     """
     begin = time.perf_counter()
     expected: int | None = None
+    recipe = job.recipe or settings.recipe
     try:
         for _ in range(2):
             with open_video(
@@ -100,12 +105,12 @@ def decode_events(job: Job, settings: DecodeSettings) -> Iterator[Event]:
             ) as video:
                 expected = expected or max(video.meta.n_frames, 1)
                 fps = video.meta.fps
-                plan = FramePlan(settings.recipe, expected, fps)
-                yield from _one_pass(video, plan, settings.recipe, expected)
+                plan = FramePlan(recipe, expected, fps)
+                yield from _one_pass(video, plan, recipe, expected)
                 if not video.n_frames:
                     yield Failed(f"there is no frame in it ({job.path})")
                     return
-                if plan.same_as(FramePlan(settings.recipe, video.n_frames, fps)):
+                if plan.same_as(FramePlan(recipe, video.n_frames, fps)):
                     yield End(video.n_frames, video.status, time.perf_counter() - begin)
                     return
                 expected = video.n_frames
@@ -123,7 +128,7 @@ def _one_pass(video: Video, plan: FramePlan, recipe: Recipe, expected: int) -> G
     for frame in video.stream(plan.wanted):
         if geometry is None:
             height, width = frame.image.shape[:2]
-            geometry = Geometry(recipe, height, width)
+            geometry = recipe.geometry(height, width)
             yield Start(expected, plan.fps, height, width)
         images.append(geometry.prepare(frame.image))
         times.append(frame.time_s)

@@ -107,8 +107,6 @@ class TorchEncoder:
         self.num_classes = _n_outputs(head)
         self.device = device
         self.n_parameters = sum(p.numel() for part in parts.values() for p in part.parameters())
-        self._dtype = dtype
-        self._layout = layout
         self._model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self._head = (
             None if head is None else head.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
@@ -116,9 +114,7 @@ class TorchEncoder:
         embed = embed or _call
         forward = lambda pixels: embed(self._model, pixels)  # noqa: E731
         self.embed: Callable[[Tensor], Tensor] = torch.compile(forward) if compile else forward
-        # (x / 255 - mean) / std as one multiply-add
-        self._scale = torch.tensor([1 / (255 * s) for s in std], device=device)
-        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+        self.normalise = Normaliser(mean, std, layout, device, dtype)
 
     @torch.inference_mode()
     def encode(self, clips: Tensor) -> Encoded:
@@ -133,8 +129,30 @@ class TorchEncoder:
         if clips.dtype != torch.uint8 or clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
             raise ValueError(f"clips must be uint8 (B, *{expected}), not {clips.dtype} {tuple(clips.shape)}")
 
-    def normalise(self, clips: Tensor) -> Tensor:
-        """uint8 (B, T, H, W, 3) -> pixels as the model wants them, in its precision."""
+
+class Normaliser:
+    """Makes of uint8 (B, T, H, W, 3) the pixels that a model wants.
+
+    Args:
+        mean, std: of each channel, for pixels scaled to [0, 1].
+        layout: of the result.
+        device, dtype: of the result.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        layout: Layout,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        # (x / 255 - mean) / std as one multiply-add
+        self._scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+        self._layout, self._dtype = layout, dtype
+
+    def __call__(self, clips: Tensor) -> Tensor:
         pixels = torch.addcmul(self._shift, clips.float(), self._scale).to(self._dtype)
         match self._layout:
             case "BTCHW":

@@ -51,8 +51,8 @@ def convert(
     """Writes the folder of a model.
 
     Args:
-        checkpoint: .pth or .safetensors file as the official code saves it; None takes CLIP's own weights,
-            and starts what TC-CLIP adds as its training does.
+        checkpoint: .pth or .safetensors file as the official code saves it, or a folder that this function or
+            training wrote; None takes CLIP's own weights, and starts what TC-CLIP adds as its training does.
         base: CLIP in transformers' layout: a folder, or the id of a hub repository. It gives the tokenizer,
             the token embeddings, the sizes, and the other end of the ensemble.
         out: folder to write; must not exist.
@@ -75,14 +75,23 @@ def convert(
         model = TcClip(clip, options)
         model.initialise(template_tokens(tokenizer, options))
     else:
-        official, config = read_checkpoint(checkpoint)
-        options = _options(to_transformers(official, where), config, changes or {}, where)
+        state, options = _read_tuned(checkpoint, changes or {})
         model = TcClip(clip, options)
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        state = {_TOKENS: before[_TOKENS], **to_transformers(official, where)}
-        load_exactly(model, interpolate(before, state, ensemble), where)
+        load_exactly(model, interpolate(before, {_TOKENS: before[_TOKENS], **state}, ensemble), where)
     save(model, tokenizer, out, {"checkpoint": where, "base": base, "ensemble": ensemble})
     return Converted(out, options, sum(p.numel() for p in model.parameters() if p.requires_grad))
+
+
+def _read_tuned(checkpoint: Path, changes: Mapping[str, Any]) -> tuple[dict[str, Tensor], ModelOptions]:
+    """Tensors by the names of `TcClip`, and options with the changes."""
+    if checkpoint.is_dir():
+        model, _ = load(checkpoint)
+        options = from_mapping({**asdict(model.options), **changes}, str(checkpoint))
+        return dict(model.state_dict()), options
+    official, config = read_checkpoint(checkpoint)
+    state = to_transformers(official, str(checkpoint))
+    return state, _options(state, config, changes, str(checkpoint))
 
 
 def interpolate(clip: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

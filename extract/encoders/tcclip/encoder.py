@@ -33,6 +33,12 @@ def load(name: str, options: Options) -> ClipEncoder:
     return TcClipEncoder(model, tokens, options)
 
 
+def clip_spec(model: TcClip) -> ClipSpec:
+    """What the model wants to see: its frames, at CLIP's size out of a short side 256 / 224 times as long."""
+    size = model.clip.config.vision_config.image_size
+    return ClipSpec(model.options.n_frames, size, size, short_side=size * 256 // 224)
+
+
 class TcClipEncoder(TorchEncoder):
     """The video embedding, of unit length; with prompts also the logits of their classes.
 
@@ -43,14 +49,12 @@ class TcClipEncoder(TorchEncoder):
     """
 
     def __init__(self, model: TcClip, tokens: Tensor | None, options: Options) -> None:
-        config = model.clip.config
-        size = config.vision_config.image_size
         super().__init__(
             family=f"tcclip-{model.options.method}",
             model=model,
             head=None,
-            spec=ClipSpec(model.options.n_frames, size, size, short_side=size * 256 // 224),
-            feature_dim=config.projection_dim,
+            spec=clip_spec(model),
+            feature_dim=model.clip.config.projection_dim,
             mean=IMAGENET_MEAN,  # not CLIP's own
             std=IMAGENET_STD,
             layout="BTCHW",
