@@ -10,12 +10,12 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save as save_tensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import differing_keys
 from .errors import ConfigError
-from .files import write_atomically
+from .files import replacing
 
 FILE = "checkpoint.safetensors"
 _SCHEMA = "1"
@@ -60,7 +60,8 @@ def save_checkpoint(
     blob["losses"] = torch.tensor(state.losses, dtype=torch.float64)
     plain = {key: value for key, value in vars(state).items() if key != "losses"}
     metadata = {"schema": _SCHEMA, "state": json.dumps(plain), "facts": json.dumps(facts)}
-    write_atomically(folder / FILE, save_tensors(blob, metadata=metadata))
+    with replacing(folder / FILE) as temporary:
+        save_file(blob, temporary, metadata=metadata)
 
 
 def load_checkpoint(folder: Path, facts: Mapping[str, Any]) -> tuple[dict[str, Tensor], TrainState]:

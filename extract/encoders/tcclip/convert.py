@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ....errors import ConfigError
+from ....files import replacing
 from ..transformers_models import import_transformers
 from .checkpoints import read_checkpoint, to_transformers
 from .model import TcClip, build_clip
@@ -131,7 +132,8 @@ def save(model: TcClip, tokenizer: Any, out: Path, source: Mapping[str, Any]) ->
     out.mkdir(parents=True)
     tokenizer.save_pretrained(out)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, out / MODEL_FILE)
+    with replacing(out / MODEL_FILE) as temporary:
+        save_file(state, temporary)
     facts = {
         "schema": _SCHEMA,
         "options": asdict(model.options),
