@@ -45,7 +45,8 @@ class TcclipReport:
 
     Attributes:
         history: per epoch: epoch, seconds, lr, train_loss, failed (training videos that could not be decoded
-            so far); where it was validated also val_top1, val_top5, val_correct, val_scored, val_total.
+            so far); where it was validated also val_top1, val_top5 (of more than five classes), val_correct,
+            val_scored, val_total.
         losses: of every optimiser step.
         best_epoch: of the most videos right, the earliest of equals; None without validation.
         kept_epoch: whose weights are in `model`: the best one's, else the last one's.
