@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .config import differing_keys
 from .errors import ConfigError
 from .files import replacing
+from .fingerprints import differing_keys
 
 FILE = "checkpoint.safetensors"
 _SCHEMA = "1"

@@ -1,4 +1,4 @@
-"""`pipeline.yaml` as frozen, typed sections, one per stage; and fingerprints of what they decide.
+"""`pipeline.yaml` as frozen, typed sections, one per stage.
 
 Every key has one definition here: its type, default, bounds and description. `pipeline.yaml`, `--set` and
 `dejavid config show` are views of it. An unknown key is an error that names the nearest known one.
@@ -8,7 +8,6 @@ Relative paths are relative to the current directory.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -322,32 +321,6 @@ def parse_config(data: Mapping[str, Any], source: str) -> Config:
 def dump_config(config: Config) -> dict[str, Any]:
     """The configuration as JSON types, every key present."""
     return config.model_dump(mode="json")
-
-
-def fingerprint(facts: Mapping[str, Any]) -> str:
-    """SHA-256 over the canonical JSON of `facts` (64 hex digits): equal facts, equal fingerprint."""
-    return hashlib.sha256(_canonical(facts).encode()).hexdigest()
-
-
-def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Names what makes two fingerprints differ, as `section.key: left != right` lines."""
-    lines: list[str] = []
-    for key in sorted(left.keys() | right.keys()):
-        a, b = left.get(key, _ABSENT), right.get(key, _ABSENT)
-        if isinstance(a, Mapping) and isinstance(b, Mapping) and a and b:
-            lines += differing_keys(a, b, f"{prefix}{key}.")
-        elif _canonical(a) != _canonical(b):
-            lines.append(f"{prefix}{key}: {_canonical(a)} != {_canonical(b)}")
-    return lines
-
-
-_ABSENT = object()
-
-
-def _canonical(value: Any) -> str:
-    if value is _ABSENT:
-        return "absent"
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, dump_config, fingerprint
+from .config import Config, dump_config
+from .fingerprints import fingerprint
 from .stages import StageRecord, StageReport, file_digest, make_room
 
 if TYPE_CHECKING:

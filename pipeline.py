@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .config import Config, dump_config, fingerprint
+from .config import Config, dump_config
 from .errors import ConfigError, MissingDependencyError, StoreVersionError
 from .files import write_atomically
+from .fingerprints import fingerprint
 from .splits import TRAIN_SPLIT, SplitVideos, open_run_store, split_videos, training_videos
 from .stages import StageRecord, StageReport, file_digest, make_room, write_json
 

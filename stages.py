@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .config import differing_keys, fingerprint
 from .files import write_atomically
+from .fingerprints import differing_keys, fingerprint
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..config import Config, differing_keys
+from ..config import Config
 from ..errors import ConfigError, ManifestError, MissingDependencyError, VideoDecodeError
 from ..files import write_atomically
+from ..fingerprints import differing_keys
 from ..store import create_store, open_store
 from ..train import DejaVidHead
 from .predictions import Prediction, is_store, predict_stored

@@ -29,8 +29,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import fingerprint
 from ..errors import StoreCorruptError, StoreError, StoreVersionError
+from ..fingerprints import fingerprint
 
 SCHEMA_VERSION = 1
 MAGIC = "dejavid-tse-store"

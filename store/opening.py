@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..config import differing_keys
 from ..errors import StoreError, StoreVersionError
+from ..fingerprints import differing_keys
 from .folder import Folder, unreadable
 from .layout import STORE_FILE, Header
 

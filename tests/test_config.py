@@ -9,16 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavid.config import (
-    Config,
-    describe_yaml,
-    differing_keys,
-    dump_config,
-    fingerprint,
-    load_config,
-    parse_config,
-)
+from dejavid.config import Config, describe_yaml, dump_config, load_config, parse_config
 from dejavid.errors import ConfigError
+from dejavid.fingerprints import differing_keys, fingerprint
 
 PIPELINE = Path(__file__).parents[1] / "pipeline.yaml"
 

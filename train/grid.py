@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from ..checkpoint import FILE
-from ..config import Config, dump_config, fingerprint, parse_config
+from ..config import Config, dump_config, parse_config
 from ..errors import ConfigError
 from ..files import write_atomically
+from ..fingerprints import fingerprint
 from .centroids import Centroids, fit_centroids
 from .data import Samples, hold_out
 from .dba import reservoir

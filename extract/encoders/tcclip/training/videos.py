@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .....config import Config, fingerprint
+from .....config import Config
 from .....distributed import World
 from .....errors import ConfigError, ManifestError
+from .....fingerprints import fingerprint
 from ....assemble import Assembly
 from ....manifest import Manifest, Row, read_manifest
 from ....plan import Recipe
