@@ -32,7 +32,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from dejavid.kernels import available_backends, cpu_isa, cpu_vector, weighted_dtw
+from dejavid.kernels import available_backends, cpu_emit, cpu_isa, weighted_dtw
 from dejavid.kernels.cpu import CpuKernels
 from dejavid.kernels.inputs import check_samples
 
@@ -78,7 +78,7 @@ def make_problem(shape: str, batch: int) -> Problem:
 @intrinsic
 def _limit_loop(_context: Any, count: Any, out: Any) -> Any:
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        e = cpu_vector._Emitter(builder)
+        e = cpu_emit.Emitter(builder)
         width = 4 * cpu_isa.LANES
         x = [e.load(e.at(arguments[1], width * i)) for i in range(4)]
         zero = ir.Constant(x[0].type, [ir.Constant(ir.FloatType(), 0.0)] * cpu_isa.LANES)
@@ -87,7 +87,7 @@ def _limit_loop(_context: Any, count: Any, out: Any) -> Any:
             # Each sum takes part in its own difference, so that nothing can be moved out of the loop.
             return [e.fma(x[0], e.abs(e.b.fsub(x[i % 4], s)), s) for i, s in enumerate(sums)]
 
-        for i, total in enumerate(cpu_vector._loop(e, arguments[0], [zero] * SUMS, body)):
+        for i, total in enumerate(e.loop(arguments[0], [zero] * SUMS, body)):
             e.store(total, e.at(arguments[1], width * i))
         return context.get_dummy_value()
 
@@ -333,7 +333,7 @@ def machine() -> dict[str, Any]:
         "cpu": names[0] if names else platform.processor(),
         "n_cpus": os.cpu_count(),
         "lanes": cpu_isa.LANES,
-        "tile": [cpu_isa.ROWS, cpu_isa.TILE_COLUMNS],
+        "tile": [cpu_isa.ROW_VECTORS * cpu_isa.LANES, cpu_isa.TILE_COLUMNS],
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,

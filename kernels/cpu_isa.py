@@ -1,10 +1,10 @@
 """What the CPU backend compiles for: vector width, register tile and numba's compiler options.
 
-| instruction set | lanes | registers | tile of the local cost (rows x columns) |
+| instruction set | lanes | registers | tile of the local cost (vectors of rows x columns) |
 |---|---|---|---|
-| AVX-512 | 16 | 32 | 4 x 4: 16 sums, 4 sample vectors, centroid, weight, mask; 4 x 6 spills |
-| AVX2 + FMA | 8 | 16 | 4 x 2: 8 sums, 2 sample vectors, centroid and weight, temporaries |
-| NEON (64-bit Arm) | 4 | 32 | 4 x 4 |
+| AVX-512 | 16 | 32 | 2 x 10: 20 sums, 2 centroid and 2 weight vectors, a value, mask, temporaries |
+| AVX2 + FMA | 8 | 16 | 2 x 4: 8 sums, 2 centroid and 2 weight vectors, a value, mask, temporaries |
+| NEON (64-bit Arm) | 4 | 32 | 2 x 10 |
 | anything else | - | - | `cpu_plain.py` |
 """
 
@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from numba import njit
+from numba import njit, uint64
 from numba.core.registry import cpu_target
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
-Bytes = NDArray[np.uint8]
 Longs = NDArray[np.int64]
 
-ROWS = 4  # centroid rows of a tile
-CLASSES = 16  # the most classes of a block: the DP runs over this many at once
-VECTORS = 4  # feature vectors that the path loops hold in registers
+ROW_VECTORS = 2  # vectors of centroid rows of a tile
+BLOCK = 256  # features of a block: what a row of tiles reads then fits the second-level cache
+VECTORS = 4  # feature vectors of a feature tile, which the path loops hold in registers
+
+unsigned: Any = uint64  # numba checks signed indices for negative values, which can cost it the vectors
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -36,14 +37,13 @@ def _vector_unit() -> tuple[int, int, bool]:
     triple, _, features = cpu_target.target_context.codegen().magic_tuple()
     enabled = set(features.split(","))
     if "+avx512f" in enabled:
-        return 16, 4, True
+        return 16, 10, True
     if {"+avx2", "+fma"} <= enabled:
-        return 8, 2, True
-    return 4, 4, triple.startswith(("aarch64", "arm64"))
+        return 8, 4, True
+    return 4, 10, triple.startswith(("aarch64", "arm64"))
 
 
 LANES, TILE_COLUMNS, HAS_VECTOR_CODE = _vector_unit()
-BLOCK = 512 // LANES  # feature vectors of a block: a tile's operands then fit the first-level cache
 
 
 def _sources_digest() -> str:
