@@ -65,7 +65,7 @@ class InputLayer(nn.Module):
         first, stop = self.columns
         chosen = values[:, first:stop]
         if self.mean is None and self.position == 0:
-            return chosen
+            return chosen.contiguous()  # as the kernels ask; no copy where all columns are kept
         result = torch.empty(len(values), self.n_features, device=values.device)
         features = result[:, : stop - first]
         if self.mean is None or self.scale is None:
