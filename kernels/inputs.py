@@ -39,8 +39,8 @@ def check_samples(values: Any, offsets: Any) -> Samples:
     """Accepts tensors and NumPy arrays; refuses what no backend could give a right answer for.
 
     Raises:
-        ConfigError: a wrong rank or dtype, offsets that do not cut `values` into non-empty samples, or a NaN
-            or infinite value (its sample is named).
+        ConfigError: a wrong rank or dtype, gaps in memory, offsets that do not cut `values` into non-empty
+            samples, or a NaN or infinite value (its sample is named).
     """
     values = _tensor("values", values, 2)
     if values.requires_grad:
@@ -137,7 +137,14 @@ def _tensor(name: str, value: Any, rank: int) -> Tensor:
             where=f"argument {name}",
             fix=f"pass a floating-point tensor or array of {rank} dimensions",
         )
-    return tensor.contiguous()
+    if not tensor.is_contiguous():
+        # A copy could be of many gigabytes: whether to make one, and how often, is the caller's choice.
+        raise ConfigError(
+            f"{name} is not contiguous: shape {tuple(tensor.shape)}, strides {tensor.stride()}",
+            where=f"argument {name}",
+            fix=f"pass {name}.contiguous(), of an array numpy.ascontiguousarray({name})",
+        )
+    return tensor
 
 
 def _check_offsets(samples: Samples) -> None:
