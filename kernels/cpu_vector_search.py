@@ -260,9 +260,7 @@ def _trace_back(ups: Ints, corners: Ints, n_columns: int, entered: Ints, left: I
         left: likewise the last one before the next row is entered.
     """
     length = unsigned(entered.shape[0])
-    here = np.zeros(
-        length + unsigned(1), np.int32
-    )  # paths that pass the cells of one column; one to spare
+    here = np.zeros(length + unsigned(1), np.int32)  # paths that pass the cells of one column; one to spare
     here[length] = -1
     left[length - unsigned(1)] = n_columns - 1
     for i in range(unsigned(n_columns)):
