@@ -27,6 +27,7 @@ from .plan import Recipe
 from .pool import DecodePool, warm_up
 from .presets import resolve_windowing
 from .shards import parse_shard
+from .sources import SOURCE, source_of, warn_of_changes
 from .worker import Chunk, DecodeSettings, End, Failed, Job, Start
 
 # Raise it when the code changes what a TSE holds; part of every store's fingerprint.
@@ -114,6 +115,7 @@ def extract_videos(
     report = ExtractReport(config.store_path, ledger.folder, n_videos=len(rows))
     report.n_skipped = sum(row.video_id in store for row in rows)
     report.n_failed = 0 if retry_failed else len(failed)
+    warn_of_changes(store, manifest, [row for row in rows if row.video_id in store])
     limits = {name: getattr(config.store, name) for name in ("flush_rows", "flush_bytes", "flush_s")}
     settings = DecodeSettings(recipe, section.decoder, section.folder_fps, section.timeout_s)
     with sigterm_event() as stop, store.writer(**limits) as writer:
@@ -219,7 +221,8 @@ class _Run:
         progress: bool,
     ) -> None:
         """Encodes `rows`; once `stop` is set, returns without the video at hand."""
-        jobs = [Job(row.video_id, manifest.file_of(row), row.start_s, row.end_s) for row in rows]
+        self._file_of = manifest.file_of
+        jobs = [Job(row.video_id, self._file_of(row), row.start_s, row.end_s) for row in rows]
         self._begin = time.monotonic()
         with (
             tqdm(total=len(rows), unit="video", disable=not (progress and rows)) as self._bar,
@@ -332,7 +335,7 @@ class _Run:
                 end_s=tse.end_s,
                 n_frames=video.end.n_frames,
                 status=video.end.status,
-                extras=tse.extras,
+                extras={**tse.extras, SOURCE: source_of(self._file_of(video.row), video.row)},
             )
             self._spend("write", since)
             self._report.n_done += 1

@@ -149,6 +149,10 @@ class Store:
             extras={name: extra.copy() for name, extra in record.extras.items()},
         )
 
+    def extra(self, name: str) -> dict[str, Array]:
+        """One extra array of every video that has it, without reading features."""
+        return self._retrying(partial(self._extra, name=name))
+
     def read(self, ids: Sequence[str], dtype: str = "float32", *, pin: bool = False) -> Batch:
         """Reads many TSEs into one packed batch.
 
@@ -249,6 +253,17 @@ class Store:
         elif pieces:
             np.concatenate(pieces, out=values)
         return Batch(ids, values, offsets)
+
+    def _extra(self, table: PartTable, name: str) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        for commit in table.commits.values():
+            if f"extra_{name}" in commit.arrays:
+                part = self._mapped.get(commit.part) or self._map(commit)
+                # A view would keep the part's mapping, and with it a file descriptor.
+                values, offsets = part.array(f"extra_{name}").copy(), part.array(f"extra_{name}_offsets")
+                for video_id, low, high in zip(commit.ids, offsets, offsets[1:], strict=False):
+                    found.setdefault(video_id, values[low:high])  # the first of several parts counts
+        return found
 
     def _prefetch(self, table: PartTable, ids: list[str]) -> None:
         self._advise(table, self._places(table, ids))
