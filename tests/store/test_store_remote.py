@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
@@ -168,15 +169,13 @@ def test_the_cache_is_bounded_and_checked(url, stores, monkeypatch, tmp_path):
         open_store(url).get("v11")
 
 
-def read_all(store):
-    return store.read(store.ids()).values
-
-
 def test_spawned_processes_read_and_forked_ones_are_told_why_not(url, stores):
     store = stores.fill(url, range(6), 3)
-    expected = read_all(store)
+    expected = store.read(store.ids()).values
+    # No function of this file: a spawned process could not import it, and the pool would wait for ever.
+    read = methodcaller("read", store.ids())
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        np.testing.assert_array_equal(pool.apply(read_all, (store,)), expected)
+        np.testing.assert_array_equal(pool.apply(read, (store,)).values, expected)
 
     def use():
         with pytest.raises(StoreError, match="opened before a fork"):
