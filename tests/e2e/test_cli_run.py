@@ -7,48 +7,24 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from command import Command
 
-from dejavid import cli
 from dejavid.store import open_store
 
 PIPELINE = Path(__file__).parents[2] / "pipeline.yaml"
 
 
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
-def dejavid(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs the command in this process, in an empty folder; returns exit code, stdout and stderr."""
+def dejavid(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """The command, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["dejavid", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        captured = capfd.readouterr()
-        assert "Traceback" not in captured.out + captured.err
-        return Result(code, captured.out, captured.err)
-
-    return run
+    return command
 
 
 def write_video(path: Path, n_frames: int, rising: bool, seed: int) -> None:
@@ -117,7 +93,7 @@ def settings(tmp_path: Path, footage: Path) -> list[object]:
 
 
 def test_run_goes_from_videos_to_a_table_and_skips_what_is_done(
-    dejavid: Run, settings: list[object], tmp_path: Path
+    dejavid: Command, settings: list[object], tmp_path: Path
 ) -> None:
     first = dejavid("run", *settings)
     assert first.code == 0, first.err
@@ -135,7 +111,7 @@ def test_run_goes_from_videos_to_a_table_and_skips_what_is_done(
         assert f"{stage}: skipped" in second.out
 
 
-def test_the_stages_are_commands_too(dejavid: Run, settings: list[object], tmp_path: Path) -> None:
+def test_the_stages_are_commands_too(dejavid: Command, settings: list[object], tmp_path: Path) -> None:
     assert dejavid("extract", *settings).code == 0
     assert dejavid("train", *settings).code == 0
     evaluated = dejavid("evaluate", *[s for s in settings if s != "--quiet"])
@@ -144,7 +120,7 @@ def test_the_stages_are_commands_too(dejavid: Run, settings: list[object], tmp_p
 
 
 def test_a_broken_video_is_a_ledger_row_and_the_rest_goes_on(
-    dejavid: Run, settings: list[object], tmp_path: Path, footage: Path
+    dejavid: Command, settings: list[object], tmp_path: Path, footage: Path
 ) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -166,7 +142,7 @@ def test_a_broken_video_is_a_ledger_row_and_the_rest_goes_on(
 
 
 def test_too_many_failures_stop_the_run_but_keep_the_rest(
-    dejavid: Run, settings: list[object], tmp_path: Path, footage: Path
+    dejavid: Command, settings: list[object], tmp_path: Path, footage: Path
 ) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()
@@ -196,7 +172,7 @@ def _unknown_label(rows: list[tuple[str, str, str, str]]) -> list[tuple[str, str
     ("spoil", "named"), [(_duplicate, "train-down-0"), (_lost_file, "ghost"), (_unknown_label, "sideways")]
 )
 def test_a_wrong_manifest_stops_before_any_work(
-    dejavid: Run,
+    dejavid: Command,
     settings: list[object],
     footage: Path,
     tmp_path: Path,
@@ -224,14 +200,14 @@ def test_a_wrong_manifest_stops_before_any_work(
         (["no-such-command"], 2, "no-such-command"),
     ],
 )
-def test_wrong_calls(dejavid: Run, arguments: list[str], code: int, part: str) -> None:
+def test_wrong_calls(dejavid: Command, arguments: list[str], code: int, part: str) -> None:
     result = dejavid(*arguments)
     assert result.code == code, result.err
     assert part in result.err
 
 
 def test_a_store_of_other_settings_is_refused_and_names_the_key(
-    dejavid: Run, settings: list[object], tmp_path: Path
+    dejavid: Command, settings: list[object], tmp_path: Path
 ) -> None:
     assert dejavid("extract", *settings).code == 0
     result = dejavid("extract", *settings, "--set", "extract.hop=6")
@@ -241,7 +217,7 @@ def test_a_store_of_other_settings_is_refused_and_names_the_key(
 
 
 def test_a_flipped_byte_is_found_repaired_and_only_its_videos_are_made_again(
-    dejavid: Run, settings: list[object], tmp_path: Path
+    dejavid: Command, settings: list[object], tmp_path: Path
 ) -> None:
     store = tmp_path / "run" / "store"
     assert dejavid("extract", *settings, "--set", "store.flush_rows=20").code == 0
@@ -265,7 +241,7 @@ def test_a_flipped_byte_is_found_repaired_and_only_its_videos_are_made_again(
     assert all(np.array_equal(after.get(i).values, values) for i, values in undamaged.items())
 
 
-def test_store_commands_copy_a_store(dejavid: Run, settings: list[object], tmp_path: Path) -> None:
+def test_store_commands_copy_a_store(dejavid: Command, settings: list[object], tmp_path: Path) -> None:
     store, manifest = tmp_path / "run" / "store", tmp_path / "videos.csv"
     assert dejavid("extract", *settings).code == 0
     assert json.loads(dejavid("store", "info", store, "--json").out)["n_videos"] == 18
@@ -284,7 +260,7 @@ def test_store_commands_copy_a_store(dejavid: Run, settings: list[object], tmp_p
     assert dejavid("store", "info", tmp_path / "nothing").code == 5
 
 
-def test_annotations_become_a_manifest(dejavid: Run, tmp_path: Path, footage: Path) -> None:
+def test_annotations_become_a_manifest(dejavid: Command, tmp_path: Path, footage: Path) -> None:
     names = sorted(path.name for path in footage.glob("train-*.mp4"))
     listing = "".join(f"{name} {int('up' in name)}\n" for name in names)
     (tmp_path / "train.txt").write_text(listing + "lost.mp4 0\n")
@@ -312,14 +288,14 @@ def test_annotations_become_a_manifest(dejavid: Run, tmp_path: Path, footage: Pa
     assert "12 train, 1 val videos of 2 classes" in dejavid("manifest", "check", PIPELINE, *checked).out
 
 
-def test_an_executor_refuses_what_it_does_not_know(dejavid: Run, settings: list[object]) -> None:
+def test_an_executor_refuses_what_it_does_not_know(dejavid: Command, settings: list[object]) -> None:
     wrong = dejavid("extract", *settings, "--executor", "ray", "--parameter", "nodes=1")
     assert wrong.code == 3
     assert "nodes" in wrong.err
     assert dejavid("extract", *settings, "--executor", "slurmy").code == 2
 
 
-def test_config_show_is_a_configuration(dejavid: Run, tmp_path: Path) -> None:
+def test_config_show_is_a_configuration(dejavid: Command, tmp_path: Path) -> None:
     shown = dejavid("config", "show", "--set", "extract.hop=3")
     assert shown.code == 0
     (tmp_path / "mine.yaml").write_text(shown.out)
@@ -327,7 +303,7 @@ def test_config_show_is_a_configuration(dejavid: Run, tmp_path: Path) -> None:
     assert "hop: 3" in dejavid("config", "show", "mine.yaml").out
 
 
-def test_doctor_names_every_part(dejavid: Run) -> None:
+def test_doctor_names_every_part(dejavid: Command) -> None:
     result = dejavid("doctor")
     assert result.code == 0
     for part in ("python", "torch", "cuda device", "cupy", "numba", "pyav", "decord", "zarr", "h5py"):
@@ -353,7 +329,7 @@ def test_help_does_not_import_anything_heavy() -> None:
         assert "Usage" in done.stdout
 
 
-def test_a_fault_of_ours_is_no_traceback(dejavid: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_is_no_traceback(dejavid: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("broken on purpose")
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
+from command import Command
 
-from dejavid import cli
 from dejavid.config import Config, load_config
 from dejavid.errors import ConfigError, ManifestError, StoreVersionError
 from dejavid.evaluate.export import FixedLengthHead, export_head
@@ -263,29 +262,20 @@ def test_fixed_length_head_is_the_head(step_pattern: str, n_steps: int) -> None:
     torch.testing.assert_close(FixedLengthHead(head, n_steps)(tses), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_commands(
-    run: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    def dejavid(*arguments: object) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["dejavid", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        return code, capsys.readouterr().out
-
+def test_the_commands(run: Config, command: Command, tmp_path: Path) -> None:
     page = tmp_path / "why.html"
     broken = tmp_path / "broken.mp4"
     broken.write_text("no video")
     good = _folder(run) / "val-up-0.mp4"
-    code, out = dejavid("predict", run.head_path, good, broken, "-q", "--format", "jsonl", "--explain", page)
+    code, out, _ = command(
+        "predict", run.head_path, good, broken, "-q", "--format", "jsonl", "--explain", page
+    )
     assert code == 4  # one video failed, and the other is labelled all the same
     assert [json.loads(line)["failure"] is None for line in out.splitlines()] == [True, False]
     assert "data:image\\u002fjpeg" in page.read_text()
-    assert dejavid("predict", run.head_path, good, "--format", "xml")[0] == 3
-    assert dejavid("predict", tmp_path, good, "-q")[0] == 3
-    assert dejavid("predict", run.head_path, tmp_path / "none.mp4", "-q")[0] == 3
-    code, out = dejavid("export", run.head_path, tmp_path / "exported")
+    assert command("predict", run.head_path, good, "--format", "xml")[0] == 3
+    assert command("predict", tmp_path, good, "-q")[0] == 3
+    assert command("predict", run.head_path, tmp_path / "none.mp4", "-q")[0] == 3
+    code, out, _ = command("export", run.head_path, tmp_path / "exported")
     assert code == 0
     assert str(tmp_path / "exported" / "README.md") in out

@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command import Command
 from numbered_videos import write_video
-
-from dejavid import cli
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def dejavid(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs the command in an empty folder: exit code, stdout, stderr."""
+def dejavid(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """The command, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "240")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dejavid", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        captured = capfd.readouterr()
-        assert "Traceback" not in captured.out + captured.err
-        return code, captured.out, captured.err
-
-    return run
+    return command
 
 
 def test_from_a_checkpoint_to_a_table(
-    dejavid: Run, checkpoint: Callable[[str], Path], base: str, tmp_path: Path
+    dejavid: Command, checkpoint: Callable[[str], Path], base: str, tmp_path: Path
 ) -> None:
     code, out, err = dejavid("encoder", "convert", "tc", "--checkpoint", checkpoint("a"), "--base", base)
     assert (code, "tcclip" in out) == (0, True), err
@@ -77,7 +60,7 @@ def test_from_a_checkpoint_to_a_table(
         assert (code, words in err) == (expected, True), err
 
 
-def test_options_on_the_command_line(dejavid: Run, base: str, tmp_path: Path) -> None:
+def test_options_on_the_command_line(dejavid: Command, base: str, tmp_path: Path) -> None:
     made = ["--option", "method=tcclip", "--option", "prompt_levels=[2, 3]", "--option", "n_frames=8"]
     code, _, err = dejavid("encoder", "convert", "new", "--base", base, *made)
     assert code == 0, err

@@ -6,16 +6,15 @@ import base64
 import io
 import re
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import Command
 from numbered_videos import read_number, write_video
 from PIL import Image
 
-from dejavid import cli
 from dejavid.config import Config, load_config
 from dejavid.errors import ConfigError, VideoDecodeError
 from dejavid.evaluate.predict import Sources, context_masks
@@ -112,33 +111,12 @@ def test_why_there_are_none(folder: Folder, base: str, tmp_path: Path) -> None:
     assert "single frames" in str(why(encoder=config.extract.encoder))
 
 
-Run = Callable[..., str]
-
-
-@pytest.fixture
-def dejavid(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command that succeeds; returns what it wrote."""
-
-    def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["dejavid", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        captured = capfd.readouterr()
-        assert code == 0, captured.err
-        return captured.out
-
-    return run
-
-
 def strips(page: Path) -> list[bytes]:
     found = re.findall(r'class="strip" src="data:image/jpeg;base64,([^"]+)"', page.read_text())
     return [base64.b64decode(text) for text in found]
 
 
-def test_from_videos_to_a_report_with_masks(dejavid: Run, folder: Folder, tmp_path: Path) -> None:
+def test_from_videos_to_a_report_with_masks(command: Command, folder: Folder, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(folder("a"), model)
     rows = [
@@ -149,7 +127,8 @@ def test_from_videos_to_a_report_with_masks(dejavid: Run, folder: Folder, tmp_pa
     for number, (video_id, *_) in enumerate(rows):
         write_video(tmp_path / f"{video_id}.mp4", 30 + number, size=(96, 80))
     items = settings(tmp_path, f"tcclip:{model}", rows)
-    dejavid("run", "-q", *(part for item in items for part in ("--set", item)))
+    done = command("run", "-q", *(part for item in items for part in ("--set", item)))
+    assert done.code == 0, done.err
     page = tmp_path / "run" / "report.html"
     pictures = strips(page)
     assert len(pictures) == 4 * 3
@@ -157,7 +136,8 @@ def test_from_videos_to_a_report_with_masks(dejavid: Run, folder: Folder, tmp_pa
     assert "context tokens are made of" in page.read_text()
 
     explained = tmp_path / "why.html"
-    dejavid("predict", tmp_path / "run" / "head", tmp_path / "val0.mp4", "-q", "--explain", explained)
+    done = command("predict", tmp_path / "run" / "head", tmp_path / "val0.mp4", "-q", "--explain", explained)
+    assert done.code == 0, done.err
     assert len(strips(explained)) == 3
 
     # Without the video, then without the model, the report is whole but for the pictures.

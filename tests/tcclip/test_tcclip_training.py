@@ -8,18 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command import Command, Result
 from numbered_videos import write_video
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from dejavid import cli
 from dejavid.checkpoint import FILE
 from dejavid.config import load_config
 from dejavid.distributed import World
@@ -83,34 +82,18 @@ def models(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Run = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
 def dejavid(
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    videos: Path,
-    models: Path,
-) -> Run:
-    """Runs the command in a folder with the videos and the model: exit code, stdout, stderr."""
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, videos: Path, models: Path
+) -> Command:
+    """The command, with `SETTINGS` and changes of them, in a folder with the videos and the models."""
     for file in (*videos.iterdir(), *models.iterdir()):
         (tmp_path / file.name).symlink_to(file)
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: object, **changes: object) -> tuple[int, str, str]:
+    def run(*arguments: object, **changes: object) -> Result:
         settings = assignments(changes) if arguments[0] in ("train", "evaluate") else []
-        monkeypatch.setattr(sys, "argv", ["dejavid", *map(str, arguments), *settings])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            code = int(leave.code or 0)
-        captured = capfd.readouterr()
-        assert "Traceback" not in captured.out + captured.err
-        return code, captured.out, captured.err
+        return command(*arguments, *settings)
 
     return run
 
@@ -145,7 +128,7 @@ def assert_same_run(left: Path, right: Path) -> None:
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_from_videos_to_a_model_that_names_them(dejavid: Run, tmp_path: Path, base: str) -> None:
+def test_from_videos_to_a_model_that_names_them(dejavid: Command, tmp_path: Path, base: str) -> None:
     code, out, err = dejavid(*TRAIN, tcclip__epochs=6, tcclip__lr=3e-4)
     assert code == 0, err
     assert "6 epochs on 8 videos" in out
@@ -200,7 +183,7 @@ class Stopping:
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_resumed_to_the_bit_in_the_middle_of_an_epoch(
-    dejavid: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    dejavid: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     code, _, err = dejavid(*TRAIN, run__dir="one", extract__precision=precision)
     assert code == 0, err
@@ -216,7 +199,7 @@ def test_resumed_to_the_bit_in_the_middle_of_an_epoch(
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
-def test_a_stopped_command_says_how_to_go_on_and_does(dejavid: Run, tmp_path: Path) -> None:
+def test_a_stopped_command_says_how_to_go_on_and_does(dejavid: Command, tmp_path: Path) -> None:
     """SIGTERM and SIGKILL to the command itself, in the middle of training."""
     code, _, err = dejavid(*TRAIN, run__dir="whole", tcclip__epochs=6)
     assert code == 0, err
@@ -279,7 +262,7 @@ def assert_same_gradients(left: Path, right: Path) -> None:
     ids=["accumulated in two", "accumulated one by one", "decoded by processes"],
 )
 def test_a_step_is_the_sum_of_its_micro_batches(
-    dejavid: Run, tmp_path: Path, changes: dict[str, Any]
+    dejavid: Command, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     whole = {**ONE_STEP, "tcclip.micro_batch": 8}
     assert dejavid(*TRAIN, **whole)[0] == 0
@@ -288,7 +271,7 @@ def test_a_step_is_the_sum_of_its_micro_batches(
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(dejavid: Run, tmp_path: Path) -> None:
+def test_two_processes_are_one(dejavid: Command, tmp_path: Path) -> None:
     assert dejavid(*TRAIN, **{**ONE_STEP, "tcclip.micro_batch": 4})[0] == 0
     settings = assignments({**ONE_STEP, "run.dir": "two"})
     done = subprocess.run(
@@ -309,7 +292,7 @@ def test_two_processes_are_one(dejavid: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("start", ["start", "vifi"])
-def test_every_precision_learns(dejavid: Run, tmp_path: Path, start: str, precision: str) -> None:
+def test_every_precision_learns(dejavid: Command, tmp_path: Path, start: str, precision: str) -> None:
     """In float16 the first steps may be left out, until the loss's scale fits."""
     changes = {"tcclip.start": start, "tcclip.blend": "false", "tcclip.epochs": 10, "tcclip.lr": 2e-5}
     code, _, err = dejavid(*TRAIN, **changes, **{"extract.precision": precision})
@@ -340,7 +323,7 @@ def test_micro_batches_share_out_one_order(videos: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone[5:], clips(0, 1, first=5), strict=True))
 
 
-def test_broken_videos_are_left_out_and_told(dejavid: Run, tmp_path: Path) -> None:
+def test_broken_videos_are_left_out_and_told(dejavid: Command, tmp_path: Path) -> None:
     for name in ("zumba1.mp4", "zumba4.mp4"):
         (tmp_path / name).unlink()
         (tmp_path / name).write_bytes(b"no video at all")
@@ -378,7 +361,7 @@ def test_broken_videos_are_left_out_and_told(dejavid: Run, tmp_path: Path) -> No
         ({"manifest__path": "none.csv"}, "none.csv"),
     ],
 )
-def test_what_is_refused(dejavid: Run, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_what_is_refused(dejavid: Command, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     (tmp_path / "one.csv").write_text("id,name\n0,zumba\n")
     (tmp_path / "other.csv").write_text("id,name\n0,zumba\n1,falling down\n")
     code, _, err = dejavid(*TRAIN, **changes)
@@ -386,7 +369,7 @@ def test_what_is_refused(dejavid: Run, tmp_path: Path, changes: dict[str, Any], 
     assert not (tmp_path / "out" / "tcclip" / FILE).exists()
 
 
-def test_another_run_in_the_folder_is_moved_aside(dejavid: Run, tmp_path: Path) -> None:
+def test_another_run_in_the_folder_is_moved_aside(dejavid: Command, tmp_path: Path) -> None:
     assert dejavid(*TRAIN, tcclip__epochs=1)[0] == 0
     before = weights(tmp_path / "out")
     code, out, err = dejavid(*TRAIN, tcclip__epochs=1, run__seed=2)
@@ -396,12 +379,12 @@ def test_another_run_in_the_folder_is_moved_aside(dejavid: Run, tmp_path: Path) 
     assert all(torch.equal(aside[name], before[name]) for name in before)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(dejavid: Run) -> None:
+def test_a_loss_that_is_no_number_ends_the_run(dejavid: Command) -> None:
     code, _, err = dejavid(*TRAIN, tcclip__lr=1e30, tcclip__warmup_epochs=0)
     assert (code, "the loss is nan" in err and "lower tcclip.lr" in err) == (3, True), err
 
 
-def test_without_a_split_to_choose_by_the_last_epoch_is_kept(dejavid: Run, tmp_path: Path) -> None:
+def test_without_a_split_to_choose_by_the_last_epoch_is_kept(dejavid: Command, tmp_path: Path) -> None:
     code, _, err = dejavid(*TRAIN, tcclip__split="null", tcclip__freeze="backbone")
     assert code == 0, err
     assert not any("val_top1" in record for record in history(tmp_path / "out"))
@@ -411,7 +394,7 @@ def test_without_a_split_to_choose_by_the_last_epoch_is_kept(dejavid: Run, tmp_p
     assert not any(name.startswith(("clip.vision_model.", "clip.text_model.")) for name in changed)
 
 
-def test_every_few_epochs(dejavid: Run, tmp_path: Path) -> None:
+def test_every_few_epochs(dejavid: Command, tmp_path: Path) -> None:
     code, _, err = dejavid(*TRAIN, tcclip__epochs=7, tcclip__validate_every=3)
     assert code == 0, err
     validated = [record["epoch"] for record in history(tmp_path / "out") if "val_top1" in record]
