@@ -48,30 +48,47 @@ def full(task: Task, *, head: DejaVidHead | None = None, **changes: Any) -> Floa
 
 
 def _train(task: Task, options: TrainSection) -> DejaVidHead:
+    """On the run's own training videos: without those that it held out, which choose the epoch here too."""
+    import torch
+
     from ..devices import device_of
     from ..train import train_head
-    from ..train.data import load_samples
+    from ..train.data import Samples, hold_out, load_samples
 
-    centroids = _centroids(task, options.step_pattern)
-    head = centroids.head(step_pattern=options.step_pattern, logits=options.logits)
-    device = device_of(options.device)
-    samples = load_samples(task.store, task.train_ids, task.train_targets, device=device, data=options.data)
-    train_head(head, samples, options=options, seed=task.config.run.seed, progress=task.progress)
+    targets = torch.from_numpy(task.train_targets)
+    kept, held = hold_out(targets, options.holdout, task.config.run.seed)
+
+    def samples(positions: torch.Tensor) -> Samples:
+        ids = [task.train_ids[i] for i in positions.tolist()]
+        device = device_of(options.device)
+        return load_samples(task.store, ids, targets[positions], device=device, data=options.data)
+
+    head = _centroids(task, kept.tolist(), options.step_pattern).head(
+        step_pattern=options.step_pattern, logits=options.logits
+    )
+    train_head(
+        head,
+        samples(kept),
+        samples(held) if len(held) else None,
+        options=options,
+        seed=task.config.run.seed,
+        progress=task.progress,
+    )
     return head
 
 
-def _centroids(task: Task, step_pattern: str) -> Centroids:
+def _centroids(task: Task, kept: list[int], step_pattern: str) -> Centroids:
     """The run's centroids, or new ones where the averaging itself depends on the moves."""
     if step_pattern == task.config.train.step_pattern:
         return task.centroids
     from ..train import fit_centroids
     from ..train.data import read_stored
 
-    values, offsets = read_stored(task.store, task.train_ids)
+    values, offsets = read_stored(task.store, [task.train_ids[i] for i in kept])
     return fit_centroids(
         values,
         offsets,
-        task.train_targets,
+        task.train_targets[kept],
         class_names=task.split.class_names,
         seed=task.config.run.seed,
         step_pattern=step_pattern,

@@ -11,6 +11,7 @@ import pytest
 
 from dejavid.config import Config
 from dejavid.errors import ConfigError
+from dejavid.evaluate.ablation import centroids_only, full, full_classic
 from dejavid.evaluate.baselines import HEAD, METHODS, chosen_methods
 from dejavid.evaluate.encoder import encoder_views, mean_logits, oversampling
 from dejavid.evaluate.evaluation import (
@@ -24,7 +25,7 @@ from dejavid.evaluate.evaluation import (
 )
 from dejavid.evaluate.neighbours import knn_dtw, knn_dtw_tslearn
 from dejavid.evaluate.task import NotApplicable, Task
-from dejavid.pipeline import evaluate_stage, evaluation_task
+from dejavid.pipeline import evaluate_stage, evaluation_task, head_stages
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,21 @@ def test_more_neighbours_vote(task: Task) -> None:
     assert votes.max() > 1
     agree = knn_dtw_tslearn(task).argmax(1) == knn_dtw(task).argmax(1)
     assert agree.mean() > 0.8
+
+
+def test_the_ablation_trains_on_what_the_head_was_trained_on(trained: Config, tmp_path: Path) -> None:
+    """Also when a part of the training split was held out to choose the epoch on."""
+    train = trained.train.model_copy(update={"holdout": 0.3, "patience": 2})
+    run = trained.run.model_copy(update={"dir": tmp_path})
+    store = trained.store.model_copy(update={"path": trained.store_path})
+    config = trained.model_copy(update={"train": train, "run": run, "store": store})
+    for _ in head_stages(config, progress=False):
+        pass
+    task = evaluation_task(config)
+    # Another place of the samples makes a training run of its own, with the same bits.
+    np.testing.assert_array_equal(full(task, data="memory"), full(task, head=task.head))
+    for variant in (centroids_only, full_classic):
+        assert variant(task).shape == (18, 3)
 
 
 def test_methods_are_chosen_by_name() -> None:
