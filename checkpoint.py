@@ -92,6 +92,20 @@ def load_checkpoint(folder: Path, facts: Mapping[str, Any]) -> tuple[dict[str, T
     return tensors, TrainState(**plain, losses=tensors.pop("losses").tolist())
 
 
+def refuse_checkpoint(folder: Path) -> None:
+    """Makes sure that a new run would not write over another one.
+
+    Raises:
+        ConfigError: there is a checkpoint in the folder.
+    """
+    if (folder / FILE).exists():
+        raise ConfigError(
+            "a training run is there already",
+            where=str(folder / FILE),
+            fix="go on with it (--resume), choose another run.dir, or delete the folder",
+        )
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimiser's moments, by names for a checkpoint."""
     return {

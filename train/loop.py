@@ -16,10 +16,10 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoint import (
-    FILE,
     TrainState,
     load_checkpoint,
     optimizer_tensors,
+    refuse_checkpoint,
     restore_optimizer,
     save_checkpoint,
 )
@@ -29,6 +29,7 @@ from ..distributed import World, current_world
 from ..errors import ConfigError, Preempted
 from ..logs import RunLog
 from ..signals import sigterm_event
+from .calibration import calibrate_temperature
 from .checks import check_fit
 from .data import Samples, batches, bucketed, epoch_order
 from .head import DejaVidHead
@@ -191,12 +192,8 @@ class _Run:
         if resume:
             tensors, self.state = load_checkpoint(self.folder, self._facts())
             self._restore(tensors)
-        elif (self.folder / FILE).exists():
-            raise ConfigError(
-                "a training run is there already",
-                where=str(self.folder / FILE),
-                fix="go on with it (--resume), choose another run.dir, or delete the folder",
-            )
+        else:
+            refuse_checkpoint(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.world.wait()
 
@@ -239,6 +236,9 @@ class _Run:
                     parameter.copy_(self._best[name])
         self.head.refresh_path()
         self.head.eval()
+        if self.options.calibrate:
+            assert self.val is not None
+            calibrate_temperature(self.head, self.val, self.device, self.world)
         if kept is not None:
             self.head.metrics = {key: value for key, value in state.history[kept].items() if key != "seconds"}
         if self.folder is not None and self.world.is_first:

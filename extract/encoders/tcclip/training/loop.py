@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .....checkpoint import FILE, TrainState, load_checkpoint, save_checkpoint
+from .....checkpoint import TrainState, load_checkpoint, refuse_checkpoint, save_checkpoint
 from .....config import Config
 from .....devices import device_of
 from .....distributed import World
@@ -200,12 +200,8 @@ class _Run:
                     where=str(self.folder / MODEL_FOLDER),
                     fix="train from the start: delete the folder above it",
                 )
-        elif (self.folder / FILE).exists():
-            raise ConfigError(
-                "a training run is there already",
-                where=str(self.folder / FILE),
-                fix="go on with it (--resume), choose another run.dir, or delete the folder",
-            )
+        else:
+            refuse_checkpoint(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.world.wait()
 
