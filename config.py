@@ -190,6 +190,9 @@ class TrainSection(Section):
         ge=1,
         description="stop after this many epochs without a better one, and keep the best; null: the last",
     )
+    calibrate: bool = Field(
+        False, description="set the temperature on the held-out part in the end; changes no prediction"
+    )
     data: Literal["auto", "device", "memory", "stream"] = Field(
         "auto", description="where the training TSEs are kept; auto: the first of these that has room"
     )

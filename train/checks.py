@@ -52,9 +52,10 @@ def check_fit(head: DejaVidHead, train: Samples, val: Samples | None, options: T
             where="train.logits",
             fix="--set train.logits=per_step",
         )
-    if options.patience is not None and val is None:
+    needs = {"patience": options.patience is not None, "calibrate": options.calibrate}
+    for name in (name for name, given in needs.items() if given and val is None):
         raise ConfigError(
-            "patience needs something to measure epochs on",
-            where="train.patience",
+            f"{name} needs videos that are held out",
+            where=f"train.{name}",
             fix="--set train.holdout=0.1",
         )

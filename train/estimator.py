@@ -97,6 +97,7 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         refresh_every: int = _TRAIN.refresh_every,
         holdout: float = _TRAIN.holdout,
         patience: int | None = _TRAIN.patience,
+        calibrate: bool = _TRAIN.calibrate,
         backend: str = _TRAIN.backend,
         device: str = _TRAIN.device,
         layout: str = "time_first",
@@ -133,6 +134,7 @@ class DejaVidClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self.refresh_every = refresh_every
         self.holdout = holdout
         self.patience = patience
+        self.calibrate = calibrate
         self.backend = backend
         self.device = device
         self.layout = layout

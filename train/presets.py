@@ -38,6 +38,7 @@ PARITY: tuple[str, ...] = (
     "train.refresh_every=1",
     "train.holdout=0",
     "train.patience=null",
+    "train.calibrate=false",
 )
 
 

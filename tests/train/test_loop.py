@@ -300,6 +300,7 @@ def relabelled(labels):
         ),
         (lambda: train_head(make_head(), make_samples(), resume=True), "nothing to resume"),
         (lambda: train(OPTIONS.model_copy(update={"patience": 3})), "patience needs"),
+        (lambda: train(OPTIONS.model_copy(update={"calibrate": True})), "calibrate needs"),
         (lambda: train(OPTIONS.model_copy(update={"device": "cuda:99"})), "cuda:99"),
         (lambda: train_head(make_head(), make_samples().subset(torch.arange(0))), "split is empty"),
         (
