@@ -29,7 +29,8 @@ from test_loop import OPTIONS, make_head, make_samples, train_head
 from dejavid.distributed import joined
 with joined(torch.device("cpu")) as world:
     assert world.size == {size}
-    options = OPTIONS.model_copy(update={{"batch_size": 3, "clip_norm": 1.0, "lr_temperature": 0.01}})
+    changes = {{"batch_size": 3, "clip_norm": 1.0, "lr_temperature": 0.01, "calibrate": {calibrate}}}
+    options = OPTIONS.model_copy(update=changes)
     head = make_head()
     report = train_head(head, make_samples(), make_samples(n=7, seed=1), options=options, out_dir={out!r})
     torch.save([head.state_dict(), report.losses, report.history], f"{out}/result{{world.rank}}.pt")
@@ -42,9 +43,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def run_workers(out, size):
+def run_workers(out, size, calibrate):
     out.mkdir()
-    code = _WORKER.format(here=str(Path(__file__).parent), out=str(out), size=size)
+    code = _WORKER.format(here=str(Path(__file__).parent), out=str(out), size=size, calibrate=calibrate)
     port = str(free_port())
     workers = [
         subprocess.Popen(
@@ -77,9 +78,10 @@ def test_shares_of_two_processes_are_those_of_one():
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(tmp_path):
-    ((alone, losses, history),) = run_workers(tmp_path / "one", 1)
-    first, second = run_workers(tmp_path / "two", 2)
+@pytest.mark.parametrize("calibrate", [False, True])
+def test_two_processes_give_the_result_of_one(tmp_path, calibrate):
+    ((alone, losses, history),) = run_workers(tmp_path / "one", 1, calibrate)
+    first, second = run_workers(tmp_path / "two", 2, calibrate)
     for name, tensor in alone.items():
         # Adam divides by gradients' sizes, so rounding of tiny gradients grows a little.
         torch.testing.assert_close(first[0][name], tensor, rtol=1e-4, atol=1e-5)
