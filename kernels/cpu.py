@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,15 +26,15 @@ from torch import Tensor
 
 from ..errors import OutOfMemory
 from . import cpu_loops
-from .cpu_isa import HAS_VECTOR_CODE, LANES, TILE_COLUMNS, VECTORS, Floats, Ints, Longs
+from .cpu_isa import AHEAD, HAS_VECTOR_CODE, LANES, TILE_COLUMNS, VECTORS, Floats, Ints, Longs
 from .inputs import Samples
 
 loops: Any = importlib.import_module(".cpu_vector" if HAS_VECTOR_CODE else ".cpu_plain", __package__)
 
 _SEARCH_COLUMNS = 256  # of a chunk: one feature block of it stays in the second-level cache
 _SEARCH_ROWS = 128  # centroid steps of a block of classes, unless one class has more
-_PATH_COLUMNS = 384  # of a chunk: one feature tile of it, and of a block of classes, stay in that cache
-_PATH_CLASSES = 24
+_PATH_COLUMNS = 768  # of a chunk: one feature tile of it, and of a block of classes, stay in that cache
+_PATH_CLASSES = 32
 _SERIAL = 1 << 20  # elements of work below which waking threads costs more than it brings
 
 
@@ -69,13 +70,11 @@ class CpuKernels:
         lo, hi = (np.empty((*distances.shape, length), np.int32) for _ in range(2))
 
         def align_blocks(queue: Iterator[int]) -> None:
-            params = _buffer("packed centroids", n_rows * n_features * 2)
-            weights = _buffer("weights", n_rows, n_features)
-            cost = _buffer("local costs", n_columns * n_rows + LANES)
+            params = _scratch("packed centroids", n_rows * n_features * 2)
+            cost = _scratch("local costs", n_columns * n_rows + LANES)
             for i in queue:
                 block = slice(*blocks[i])
-                block_weights = weights[: c[block].size // n_features].reshape(c[block].shape)
-                loops.pack_params(c[block], _exp(w[block], block_weights), params)
+                loops.pack_params(c[block], w[block], params)
                 n_block_rows = _round_up(len(c[block]) * length, LANES)
                 for x in chunks:
                     local = cost[: _round_up(x.stop - x.start, TILE_COLUMNS) * n_block_rows]
@@ -95,14 +94,13 @@ class CpuKernels:
         distances = np.empty((n_classes, n_samples), np.float32)
 
         def add_up(queue: Iterator[int]) -> None:
-            params_of = _PathParams(blocks, c)
             for i in queue:
                 block = slice(*blocks[i])
-                params = params_of(c[block], w[block])
+                params = _path_params(c[block], w[block])
                 for x, values in batch:
                     n_padded = _round_up(x.last - x.first, LANES)
-                    sums = _buffer("sums", len(c[block]), n_padded, LANES)
-                    out = _buffer("distances", len(c[block]), n_padded)
+                    sums = _scratch("sums", len(c[block]), n_padded, LANES)
+                    out = _scratch("distances", len(c[block]), n_padded)
                     loops.path_costs(values, *_cells(low[block], high[block], x), *params, sums, out)
                     distances[block, x.first : x.last] = out[:, : x.last - x.first]
 
@@ -114,22 +112,21 @@ class CpuKernels:
     ) -> tuple[Tensor, Tensor]:
         batch, blocks = self._path_batch(), _blocks(lo.shape[1], _PATH_CLASSES)
         c, w, low, high = centroids.numpy(), log_weights.numpy(), _by_class(lo), _by_class(hi)
-        grads, (grad_c, grad_l) = grad.T.numpy(), (np.zeros(c.shape, np.float32) for _ in "cl")
+        grads, results = grad.T.numpy(), _buffer("gradients", 2, *c.shape)
 
         def add_up(queue: Iterator[int]) -> None:
-            params_of = _PathParams(blocks, c)
-            scratch = _buffer("sums", 2, VECTORS * LANES)
+            scratch = _scratch("sums", 2, VECTORS * LANES)
             for i in queue:
                 block = slice(*blocks[i])
-                params = params_of(c[block], w[block])
-                out = grad_c[block], grad_l[block]
+                params = _path_params(c[block], w[block])
                 for x, values in batch:
                     cells = _cells(low[block], high[block], x)
                     g = grads[block, x.first : x.last].copy()
-                    loops.path_gradients(values, *cells, *params, g, scratch, *out)
+                    loops.path_gradients(values, *cells, *params, g, scratch, x.first > 0, *results[:, block])
 
         _share_out(add_up, len(blocks), len(c) * self._values.size)
-        return torch.from_numpy(grad_c), torch.from_numpy(grad_l)
+        grad_c, grad_l = torch.from_numpy(results)
+        return grad_c, grad_l
 
     def _path_batch(self) -> list[tuple[_Chunk, Floats]]:
         """The chunks of the batch and their values in feature tiles, packed once for all path loops."""
@@ -151,34 +148,20 @@ class CpuKernels:
         return self._for_paths
 
 
-class _PathParams:
-    """Makes centroids and weights of a block of classes in whole feature tiles, zeros beyond F."""
-
-    def __init__(self, blocks: list[tuple[int, int]], centroids: Floats) -> None:
-        most, width = max(b - a for a, b in blocks), _n_tiles(centroids) * VECTORS * LANES
-        self._arrays = [_buffer(name, most, centroids.shape[1], width) for name in ("centroids", "weights")]
-        for array in self._arrays:
-            array[..., centroids.shape[2] :] = 0
-
-    def __call__(self, centroids: Floats, log_weights: Floats) -> list[Floats]:
-        n_classes, _, n_features = centroids.shape
-        c, w = (array[:n_classes] for array in self._arrays)
-        c[..., :n_features] = centroids
-        _exp(log_weights, w[..., :n_features])
-        return [c, w]
-
-
-def _exp(log_weights: Floats, out: Floats) -> Floats:
-    with np.errstate(over="ignore"):  # the distance becomes infinite, and `check_distances` says so
-        return np.exp(log_weights, out=out)
+def _path_params(centroids: Floats, log_weights: Floats) -> tuple[Floats, Floats]:
+    """Centroids and weights of a block of classes in whole feature tiles, zeros beyond F."""
+    shape = *centroids.shape[:2], _n_tiles(centroids) * VECTORS * LANES
+    tiled, weights = _scratch("centroids", *shape), _scratch("weights", *shape)
+    loops.tile_params(centroids, log_weights, tiled, weights)
+    return tiled, weights
 
 
 def _cells(lo: Ints, hi: Ints, chunk: _Chunk) -> tuple[Ints, Ints, Ints]:
     """Lists the cells of the paths (classes, samples, Tc) through one chunk: see `cpu_loops.list_cells`."""
     n_classes, _, length = lo.shape
-    # A path has no more cells than steps on both sides; one entry is written beyond the last.
-    room = chunk.stop - chunk.start + (chunk.last - chunk.first) * length + 1
-    cells, owners = (np.empty((n_classes, room), np.int32) for _ in "co")
+    # A path has no more cells than steps on both sides. Beyond the last, one entry is written and AHEAD read.
+    room = chunk.stop - chunk.start + (chunk.last - chunk.first) * length + AHEAD
+    cells, owners = (np.zeros((n_classes, room), np.int32) for _ in "co")
     starts = np.empty((n_classes, length + 1), np.int32)
     cpu_loops.list_cells(lo, hi, chunk.first, chunk.offsets, cells, owners, starts)
     return cells, owners, starts
@@ -236,6 +219,18 @@ def _buffer(name: str, *shape: int) -> Floats:
         ) from None
     start = -room.ctypes.data % 64 // 4
     return room[start : start + size].reshape(shape)
+
+
+_local = threading.local()
+
+
+def _scratch(name: str, *shape: int) -> Floats:
+    """A buffer that this thread keeps for its next call: fresh memory costs a page fault every 4 KB."""
+    size, kept = math.prod(shape), vars(_local)
+    if name not in kept or kept[name].size < size:
+        kept[name] = _buffer(name, size)
+    scratch: Floats = kept[name][:size].reshape(shape)
+    return scratch
 
 
 def _share_out(worker: Callable[[Iterator[int]], None], n_tasks: int, work: int) -> None:

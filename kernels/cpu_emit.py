@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -15,8 +17,21 @@ I32, I64, F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 VECTOR, VECTOR_I32 = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 MASK = ir.IntType(LANES)  # one bit per lane
 BYTES = 4 * LANES  # of one vector
-ZERO = ir.Constant(VECTOR, [ir.Constant(F32, 0.0)] * LANES)
 inlined: Any = intrinsic
+_EXP_RANGE = -110.0, 89.0  # beyond, float32 has 0 and infinity
+_LOG_2 = 0.693359375, math.log(2) - 0.693359375
+
+
+def constant(value: float) -> ir.Constant:
+    """A vector of one number, rounded to float32."""
+    return ir.Constant(VECTOR, [ir.Constant(F32, float(np.float32(value)))] * LANES)
+
+
+def integers(value: int) -> ir.Constant:
+    return ir.Constant(VECTOR_I32, [ir.Constant(I32, value)] * LANES)
+
+
+ZERO = constant(0.0)
 
 
 def intp(value: int) -> ir.Constant:
@@ -37,6 +52,7 @@ class Emitter:
         ternary = ir.FunctionType(VECTOR, [VECTOR] * 3)
         self._fabs = self._declare(f"llvm.fabs.v{LANES}f32", unary)
         self._fma = self._declare(f"llvm.fma.v{LANES}f32", ternary)
+        self._round = self._declare(f"llvm.nearbyint.v{LANES}f32", unary)
 
     def _declare(self, name: str, kind: ir.FunctionType) -> ir.Function:
         module = self.b.module
@@ -65,11 +81,36 @@ class Emitter:
         one = self.b.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(I32, 0))
         return self.shuffle(one, one, [0] * LANES)
 
+    def prefetch(self, address: Any) -> None:
+        pointer = ir.IntType(8).as_pointer()
+        name, kind = "llvm.prefetch.p0", ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+        read, keep, data = (ir.Constant(I32, x) for x in (0, 3, 1))
+        self.b.call(self._declare(name, kind), [self.b.inttoptr(address, pointer), read, keep, data])
+
     def abs(self, x: Any) -> Any:
         return self.b.call(self._fabs, [x])
 
     def fma(self, x: Any, y: Any, z: Any) -> Any:
         return self.b.call(self._fma, [x, y, z])
+
+    def exp(self, x: Any) -> Any:
+        """e ** x to about one unit in the last place; NaN stays, beyond float32 comes infinity or 0."""
+        for bound, outside in ((_EXP_RANGE[0], "<"), (_EXP_RANGE[1], ">")):
+            x = self.b.select(self.b.fcmp_ordered(outside, x, constant(bound)), constant(bound), x)
+        n = self.b.call(self._round, [self.b.fmul(x, constant(1 / math.log(2)))])
+        rest = x
+        for part in _LOG_2:  # n * log 2 in two parts: the first product is exact
+            rest = self.fma(n, constant(-part), rest)
+        power = constant(1 / math.factorial(7))
+        for i in range(6, -1, -1):
+            power = self.fma(power, rest, constant(1 / math.factorial(i)))
+        # 2 ** n in two factors: alone it may lie outside float32.
+        exponent = self.b.fptosi(n, VECTOR_I32)
+        half = self.b.ashr(exponent, integers(1))
+        for part in (half, self.b.sub(exponent, half)):
+            bits = self.b.shl(self.b.add(part, integers(127)), integers(23))
+            power = self.b.fmul(power, self.b.bitcast(bits, VECTOR))
+        return power
 
     def bits(self, x: Any) -> Any:
         return self.b.bitcast(x, VECTOR_I32)

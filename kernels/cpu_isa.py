@@ -28,6 +28,8 @@ ROW_VECTORS = 2  # vectors of centroid rows of a tile
 BLOCK = 256  # features of a block: what a row of tiles reads then fits the second-level cache
 VECTORS = 4  # feature vectors of a feature tile, which the path loops hold in registers
 
+AHEAD = 4  # path cells by which the values of two tiles are prefetched
+
 unsigned: Any = uint64  # numba checks signed indices for negative values, which can cost it the vectors
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

@@ -19,7 +19,7 @@ from .cpu_isa import LANES, ROW_VECTORS, VECTORS, Floats, Ints, Longs, compiled
 
 
 @compiled
-def pack_params(centroids: Floats, weights: Floats, out: Floats) -> None:
+def pack_params(centroids: Floats, log_weights: Floats, out: Floats) -> None:
     """Packs one block of classes, (classes, Tc, F) each, for the search.
 
     Rows beyond the last repeat it; nobody reads their costs.
@@ -38,7 +38,7 @@ def pack_params(centroids: Floats, weights: Floats, out: Floats) -> None:
                 t, k = row // n_classes, row % n_classes
                 for f in range(n_features):
                     tile[f, vector, 0, lane] = centroids[k, t, f]
-                    tile[f, vector, 1, lane] = weights[k, t, f]
+                    tile[f, vector, 1, lane] = np.exp(log_weights[k, t, f])
         start += size
 
 
@@ -123,6 +123,16 @@ def align(
 
 
 @compiled
+def tile_params(centroids: Floats, log_weights: Floats, tiled_centroids: Floats, weights: Floats) -> None:
+    """Copies centroids and the weights of a block, (classes, Tc, F), into whole feature tiles; 0 beyond F."""
+    n_features = centroids.shape[2]
+    tiled_centroids[:, :, :n_features] = centroids
+    weights[:, :, :n_features] = np.exp(log_weights)
+    for array in (tiled_centroids, weights):
+        array[:, :, n_features:] = 0
+
+
+@compiled
 def path_costs(
     values: Floats,
     cells: Ints,
@@ -171,6 +181,7 @@ def path_gradients(
     weights: Floats,
     grads: Floats,
     scratch: Floats,
+    add: bool,
     grad_centroids: Floats,
     grad_log_weights: Floats,
 ) -> None:
@@ -180,12 +191,16 @@ def path_gradients(
         values, cells, owners, starts, centroids, weights: as for `path_costs`.
         grads: (classes, samples) gradient of each distance.
         scratch: (2, VECTORS * LANES).
-        grad_centroids: (classes, Tc, F) out, to be added to.
+        add: whether to add to the results; else they are overwritten.
+        grad_centroids: (classes, Tc, F) out.
         grad_log_weights: likewise.
     """
     n_classes, length, n_features = grad_centroids.shape
     width = VECTORS * LANES
     slopes, areas = scratch[0], scratch[1]
+    if not add:
+        grad_centroids[:] = 0
+        grad_log_weights[:] = 0
     for tile in range(values.shape[0]):
         first, stop = tile * width, (tile + 1) * width
         for k in range(n_classes):

@@ -8,7 +8,7 @@ Weighted |c - x| costs three instructions (subtract, clear the sign, multiply-ad
 the limit.
 """
 
-from .cpu_vector_path import path_costs, path_gradients
+from .cpu_vector_path import path_costs, path_gradients, tile_params
 from .cpu_vector_search import align, local_costs, pack_params
 
-__all__ = ["align", "local_costs", "pack_params", "path_costs", "path_gradients"]
+__all__ = ["align", "local_costs", "pack_params", "path_costs", "path_gradients", "tile_params"]

@@ -8,12 +8,32 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
 from .cpu_emit import BYTES, I32, VECTOR, VECTOR_I32, ZERO, Emitter, inlined, intp, signature
-from .cpu_isa import LANES, VECTORS, Floats, Ints, compiled
+from .cpu_isa import AHEAD, LANES, VECTORS, Floats, Ints, compiled
 
 _TILE_BYTES = VECTORS * BYTES  # of one column of a feature tile
+
+
+@inlined
+def _copy_and_exp(_context, centroid, log_weight, n_vectors, to_centroid, to_weight):  # type: ignore[no-untyped-def]
+    """Copies `n_vectors` >= 1 vectors of one row, and e ** x of another."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        centroid, log_weight, n_vectors, to_centroid, to_weight = arguments
+        e = Emitter(builder)
+
+        def body(i: Any, _: list[Any]) -> list[Any]:
+            e.store(e.load(e.item(centroid, i, BYTES)), e.item(to_centroid, i, BYTES), align=BYTES)
+            e.store(e.exp(e.load(e.item(log_weight, i, BYTES))), e.item(to_weight, i, BYTES), align=BYTES)
+            return []
+
+        e.loop(n_vectors, [], body)
+        return context.get_dummy_value()
+
+    return signature(5), generate
 
 
 def _make_row_costs(n_tiles: int) -> Any:
@@ -35,6 +55,11 @@ def _make_row_costs(n_tiles: int) -> Any:
             )
 
             def body(i: Any, _: list[Any]) -> list[Any]:
+                if n_tiles > 1:  # one alone reads slowly enough for the CPU's own prefetching
+                    ahead = e.load_index(cells, e.b.add(i, intp(AHEAD)))
+                    for tile in tiles:
+                        for offset in range(0, _TILE_BYTES, 64):
+                            e.prefetch(e.at(e.item(tile, ahead, _TILE_BYTES), offset))
                 x = [vector for tile in tiles for vector in _cell(e, tile, cells, i)]
                 address = e.item(sums, e.load_index(owners, i), BYTES)
                 # Two chains, half as long as one.
@@ -57,14 +82,15 @@ _two_tile_costs, _one_tile_costs = _make_row_costs(2), _make_row_costs(1)
 
 
 @inlined
-def _row_gradients(_context, values, cells, owners, n_cells, centroid, weight, grads, to_c, to_l):  # type: ignore[no-untyped-def]
-    """Adds the gradients of one centroid row, over one feature tile, to `to_c` and `to_l`.
+def _row_gradients(_context, values, cells, owners, n_cells, centroid, weight, grads, to_c, to_l, add):  # type: ignore[no-untyped-def]
+    """Gradients of one centroid row, over one feature tile, into `to_c` and `to_l`.
 
-    weight, to_c, to_l: VECTORS vectors; grads: float32 g of every sample; the rest as for `_row_costs`.
+    weight, to_c, to_l: VECTORS vectors; grads: float32 g of every sample; add: 0 overwrites, else adds; the
+    rest as for `row_costs`.
     """
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        values, cells, owners, n_cells, centroid, weight, grads, to_c, to_l = arguments
+        values, cells, owners, n_cells, centroid, weight, grads, to_c, to_l, add = arguments
         e = Emitter(builder)
         c = [e.load(e.at(centroid, i * BYTES), align=BYTES) for i in range(VECTORS)]
         sign_bit = ir.Constant(VECTOR_I32, [ir.Constant(I32, -(2**31))] * LANES)
@@ -81,14 +107,15 @@ def _row_gradients(_context, values, cells, owners, n_cells, centroid, weight, g
             return slope + area
 
         totals = e.loop(n_cells, [ZERO] * (2 * VECTORS), body)
+        adding = e.b.icmp_signed("!=", add, intp(0))
         for v in range(VECTORS):
             w = e.load(e.at(weight, v * BYTES), align=BYTES)
-            at_c, at_l = e.at(to_c, v * BYTES), e.at(to_l, v * BYTES)
-            e.store(e.b.fsub(e.load(at_c), e.b.fmul(w, totals[v])), at_c)
-            e.store(e.fma(w, totals[VECTORS + v], e.load(at_l)), at_l)
+            for target, total in ((to_c, e.b.fneg(totals[v])), (to_l, totals[VECTORS + v])):
+                address = e.at(target, v * BYTES)
+                e.store(e.fma(w, total, e.b.select(adding, e.load(address), ZERO)), address)
         return context.get_dummy_value()
 
-    return signature(9), generate
+    return signature(10), generate
 
 
 @inlined
@@ -114,6 +141,24 @@ def _sum_lanes(_context, vectors, out, n_groups):  # type: ignore[no-untyped-def
 def _cell(e: Emitter, values: Any, cells: Any, i: Any) -> list[Any]:
     start = e.item(values, e.load_index(cells, i), _TILE_BYTES)
     return [e.load(e.at(start, v * BYTES), align=BYTES) for v in range(VECTORS)]
+
+
+@compiled
+def tile_params(centroids: Floats, log_weights: Floats, tiled_centroids: Floats, weights: Floats) -> None:
+    """See `cpu_plain.tile_params`."""
+    n_classes, length, n_features = centroids.shape
+    n_vectors = n_features // LANES
+    for k in range(n_classes):
+        for t in range(length):
+            c, w = tiled_centroids[k, t], weights[k, t]
+            if n_vectors:
+                source = 4 * (k * length + t) * n_features
+                c_source, w_source = centroids.ctypes.data + source, log_weights.ctypes.data + source
+                _copy_and_exp(c_source, w_source, n_vectors, c.ctypes.data, w.ctypes.data)
+            for f in range(n_vectors * LANES, n_features):
+                c[f], w[f] = centroids[k, t, f], np.exp(log_weights[k, t, f])
+            c[n_features:] = 0
+            w[n_features:] = 0
 
 
 @compiled
@@ -159,6 +204,7 @@ def path_gradients(
     weights: Floats,
     grads: Floats,
     scratch: Floats,
+    add: bool,
     grad_centroids: Floats,
     grad_log_weights: Floats,
 ) -> None:
@@ -178,7 +224,6 @@ def path_gradients(
                 offset = 4 * (row * n_features + first)
                 to_c, to_l = grad_centroids.ctypes.data + offset, grad_log_weights.ctypes.data + offset
                 if not whole:  # beyond the last feature lies the next row
-                    scratch[:] = 0
                     to_c, to_l = scratch.ctypes.data, scratch.ctypes.data + _TILE_BYTES
                 _row_gradients(
                     v,
@@ -190,8 +235,10 @@ def path_gradients(
                     grads.ctypes.data + 4 * k * grads.shape[1],
                     to_c,
                     to_l,
+                    add and whole,
                 )
                 if not whole:
-                    for f in range(n_kept):
-                        grad_centroids[k, t, first + f] += scratch[0, f]
-                        grad_log_weights[k, t, first + f] += scratch[1, f]
+                    for i, grad in enumerate((grad_centroids, grad_log_weights)):
+                        kept = grad[k, t, first:]
+                        for f in range(n_kept):
+                            kept[f] = scratch[i, f] + (kept[f] if add else 0)

@@ -15,30 +15,34 @@ from .cpu_emit import BYTES, I32, I64, MASK, VECTOR_I32, ZERO, Emitter, inlined,
 from .cpu_isa import BLOCK, LANES, ROW_VECTORS, TILE_COLUMNS, Floats, Ints, Longs, compiled, unsigned
 
 
-@inlined
-def _transpose(_context, source, rows, n_groups, out, out_stride):  # type: ignore[no-untyped-def]
-    """Takes LANES features of LANES rows at a time and writes a vector of rows per feature.
+def _make_transpose(exponential: bool) -> Any:
+    @inlined
+    def transpose(_context, source, rows, n_groups, out, out_stride):  # type: ignore[no-untyped-def]
+        """Takes LANES features of LANES rows at a time; writes a vector of rows, or its e ** x, per feature.
 
-    rows: (LANES,) int64 distance of each row from `source`; `out` vectors lie `out_stride` apart; in bytes.
-    """
+        rows: (LANES,) int64 distances of the rows from `source`; `out_stride`: of vectors in `out`; in bytes.
+        """
 
-    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        source, rows, n_groups, out, out_stride = arguments
-        e = Emitter(builder)
-        starts = [e.b.add(source, e.load(e.at(rows, 8 * i), I64)) for i in range(LANES)]
+        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            source, rows, n_groups, out, out_stride = arguments
+            e = Emitter(builder)
+            starts = [e.b.add(source, e.load(e.at(rows, 8 * i), I64)) for i in range(LANES)]
 
-        def body(i: Any, _: list[Any]) -> list[Any]:
-            vectors = e.transposed([e.load(e.item(start, i, BYTES)) for start in starts])
-            for j, vector in enumerate(vectors):
-                feature = e.b.add(e.b.mul(i, intp(LANES)), intp(j))
-                e.store(vector, e.b.add(out, e.b.mul(feature, out_stride)), align=BYTES)
-            return []
+            def body(i: Any, _: list[Any]) -> list[Any]:
+                vectors = e.transposed([e.load(e.item(start, i, BYTES)) for start in starts])
+                for j, vector in enumerate(vectors):
+                    feature = e.b.add(e.b.mul(i, intp(LANES)), intp(j))
+                    address = e.b.add(out, e.b.mul(feature, out_stride))
+                    e.store(e.exp(vector) if exponential else vector, address, align=BYTES)
+                return []
 
-        with e.b.if_then(e.b.icmp_signed(">", n_groups, intp(0))):
-            e.loop(n_groups, [], body)
-        return context.get_dummy_value()
+            with e.b.if_then(e.b.icmp_signed(">", n_groups, intp(0))):
+                e.loop(n_groups, [], body)
+            return context.get_dummy_value()
 
-    return signature(5), generate
+        return signature(5), generate
+
+    return transpose
 
 
 def _make_tile(n_vectors: int) -> Any:
@@ -131,6 +135,7 @@ def _make_advance(diagonal: bool) -> Any:
     return advance
 
 
+_transpose, _transpose_exp = _make_transpose(False), _make_transpose(True)
 _tile, _narrow_tile = _make_tile(ROW_VECTORS), _make_tile(1)
 _advance, _advance_diagonal = _make_advance(False), _make_advance(True)
 
@@ -151,7 +156,7 @@ def _mark(_context, mask, number, out):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def pack_params(centroids: Floats, weights: Floats, out: Floats) -> None:
+def pack_params(centroids: Floats, log_weights: Floats, out: Floats) -> None:
     """See `cpu_plain.pack_params`."""
     n_classes, length, n_features = centroids.shape
     n_rows, n_groups = n_classes * length, n_features // LANES
@@ -169,11 +174,11 @@ def pack_params(centroids: Floats, weights: Floats, out: Floats) -> None:
                 rows[lane] = 4 * n_features * (k * length + t)
                 for f in range(n_groups * LANES, n_features):
                     tile[f, vector, 0, lane] = centroids[k, t, f]
-                    tile[f, vector, 1, lane] = weights[k, t, f]
+                    tile[f, vector, 1, lane] = np.exp(log_weights[k, t, f])
             c = out.ctypes.data + 4 * start + vector * 2 * BYTES
             stride = tile_vectors * 2 * BYTES
             _transpose(centroids.ctypes.data, rows.ctypes.data, n_groups, c, stride)
-            _transpose(weights.ctypes.data, rows.ctypes.data, n_groups, c + BYTES, stride)
+            _transpose_exp(log_weights.ctypes.data, rows.ctypes.data, n_groups, c + BYTES, stride)
         start += size
 
 
