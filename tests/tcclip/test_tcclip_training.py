@@ -26,6 +26,7 @@ from dejavid.errors import Preempted
 from dejavid.extract.encoders.base import ClipSpec
 from dejavid.extract.encoders.tcclip.convert import convert, load
 from dejavid.extract.encoders.tcclip.training import loop
+from dejavid.extract.encoders.tcclip.training.learner import Learner
 from dejavid.extract.encoders.tcclip.training.videos import micro_batches, read_training_set
 
 # Of the frames: no crop, mirror or colour hides it. Before training the model takes one for the other.
@@ -163,7 +164,7 @@ def test_from_videos_to_a_model_that_names_them(dejavid: Command, tmp_path: Path
 
 
 class Stopping:
-    """World of one that is asked to leave after a number of steps."""
+    """World of one that is asked to leave when it has been asked whether to for the n-th time."""
 
     rank, size, is_first = 0, 1, True
 
@@ -190,12 +191,38 @@ def test_resumed_to_the_bit_in_the_middle_of_an_epoch(
 
     config = load_config(None, assignments({"run.dir": "two", "extract.precision": precision})[1::2])
     videos = read_training_set(config, shots=0)
-    # Two steps an epoch: the third one is in the middle of the second epoch.
-    with pytest.raises(Preempted, match="SIGTERM in epoch 2, after step 1 of 2"):
-        loop.train_tcclip(config, videos, Stopping(3), {"run": 1})  # type: ignore[arg-type]
+    # Asked before an epoch and after each of its two steps.
+    for times, place in ((5, "epoch 2, after step 1 of 2"), (3, "epoch 3, after step 0 of 2")):
+        with pytest.raises(Preempted, match=f"SIGTERM in {place}"):
+            loop.train_tcclip(config, videos, Stopping(times), {"run": 1}, resume=place[6] == "3")  # type: ignore[arg-type]
     report = loop.train_tcclip(config, videos, World(0, 1), {"run": 1}, resume=True)
     assert len(report.losses) == 6
     # The facts that the checkpoints hold differ, nothing else does.
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_kill_during_validation_costs_no_step(
+    dejavid: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dejavid(*TRAIN, run__dir="one").code == 0
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object, **__: object) -> None:
+        raise Killed
+
+    config = load_config(None, assignments({"run.dir": "two"})[1::2])
+    videos = read_training_set(config, shots=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", kill)
+        with pytest.raises(Killed):
+            loop.train_tcclip(config, videos, World(0, 1), {"run": 1})
+    steps: list[int] = []
+    take = Learner.step
+    monkeypatch.setattr(Learner, "step", lambda *a, **k: (steps.append(1), take(*a, **k))[1])
+    loop.train_tcclip(config, videos, World(0, 1), {"run": 1}, resume=True)
+    assert len(steps) == 4  # of the two epochs that were left
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 

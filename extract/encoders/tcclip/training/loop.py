@@ -208,6 +208,7 @@ class _Run:
     def epoch(self, stop: threading.Event, *, progress: bool) -> dict[str, Any]:
         """Trains one epoch, or the rest of it, and validates; returns its record."""
         began, state = time.perf_counter(), self.state
+        self._leave_or_save(stop)  # a signal may have come during validation
         self._learner.model.train()
         batches = micro_batches(
             self.videos.train,
@@ -238,6 +239,7 @@ class _Run:
             "failed": self._n_failed(),
         }
         if self.videos.val is not None and self._is_validated(state.epoch):
+            self._save()  # thousands of videos take a while: a kill meanwhile costs no step
             record |= self._validate()
             self._keep_if_best(record)
         record["seconds"] = time.perf_counter() - began
@@ -290,7 +292,7 @@ class _Run:
         state.step += 1
 
     def _leave_or_save(self, stop: threading.Event) -> None:
-        """After a step: leaves if any process was asked to; saves if the last time is long ago."""
+        """Leaves if any process was asked to; saves if the last time is long ago."""
         state = self.state
         if self.world.any(stop.is_set(), self.device):
             self._save()
