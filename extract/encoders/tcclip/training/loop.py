@@ -232,6 +232,7 @@ class _Run:
                 self._step(batches)
                 bar.update()
                 self._leave_or_save(stop)
+        self._set_rates(self._n_steps - 1)  # of the last step, also if it was taken before an interruption
         record: dict[str, Any] = {
             "epoch": state.epoch,
             "lr": self._learner.optimizer.param_groups[0]["lr"],
@@ -269,10 +270,14 @@ class _Run:
         model = self.folder / MODEL_FOLDER
         return TcclipReport(state.history, state.losses, state.best_epoch, kept, model, self._ledger.folder)
 
+    def _set_rates(self, step: int) -> None:
+        n, n_iterations = self._n_accumulated, self._n_iterations
+        index = last_index(self.state.epoch, step, n_accumulated=n, n_iterations=n_iterations)
+        self._learner.set_rates(index, n_iterations)
+
     def _step(self, batches: Iterator[MicroBatch]) -> None:
         state, n = self.state, self._n_accumulated
-        index = last_index(state.epoch, state.step, n_accumulated=n, n_iterations=self._n_iterations)
-        self._learner.set_rates(index, self._n_iterations)
+        self._set_rates(state.step)
 
         def seeded() -> Iterator[tuple[MicroBatch, int]]:
             for number in range(state.step * n, (state.step + 1) * n):
