@@ -112,7 +112,7 @@ class CpuKernels:
     ) -> tuple[Tensor, Tensor]:
         batch, blocks = self._path_batch(), _blocks(lo.shape[1], _PATH_CLASSES)
         c, w, low, high = centroids.numpy(), log_weights.numpy(), _by_class(lo), _by_class(hi)
-        grads, results = grad.T.numpy(), _buffer("gradients", 2, *c.shape)
+        grads, results = grad.T.numpy(), _recycled("gradients", 2, *c.shape)
 
         def add_up(queue: Iterator[int]) -> None:
             scratch = _scratch("sums", 2, VECTORS * LANES)
@@ -231,6 +231,32 @@ def _scratch(name: str, *shape: int) -> Floats:
         kept[name] = _buffer(name, size)
     scratch: Floats = kept[name][:size].reshape(shape)
     return scratch
+
+
+_spare: deque[Floats] = deque(maxlen=1)  # memory of results that nothing refers to any more
+
+
+class _Lease:
+    """Owner, to NumPy, of a result's memory, which goes back to `_spare` with the last reference to it."""
+
+    def __init__(self, memory: Floats) -> None:
+        self._memory = memory
+        self.__array_interface__ = memory.__array_interface__
+
+    def __del__(self) -> None:
+        _spare.append(self._memory)
+
+
+def _recycled(name: str, *shape: int) -> Floats:
+    """A buffer for results, if possible in the memory of the step before: the system zeroes fresh memory."""
+    try:
+        memory = _spare.popleft()
+    except IndexError:
+        memory = _buffer(name, *shape)
+    if memory.shape != shape:
+        memory = _buffer(name, *shape)
+    leased: Floats = np.asarray(_Lease(memory))
+    return leased
 
 
 def _share_out(worker: Callable[[Iterator[int]], None], n_tasks: int, work: int) -> None:

@@ -71,6 +71,27 @@ def test_threads_of_the_user_may_call_at_once(training_step):
         assert all(torch.equal(a, e) for a, e in zip(result, expected, strict=True))
 
 
+def test_results_are_never_written_over_while_something_refers_to_them(make_case):
+    case = make_case(1, [5, 9], 3, 4, 21)
+    parameters = case.centroids.requires_grad_(), case.log_weights.requires_grad_()
+
+    def gradients(scale):
+        distances = weighted_dtw(case.values, case.offsets, *parameters, backend="cpu")
+        return torch.autograd.grad(scale * distances.sum(), parameters)
+
+    first = gradients(1.0)
+    expected, row = [x.clone() for x in first], first[1][-1, -1]
+    addresses = [first[0].data_ptr()]
+    del first
+    second = gradients(2.0)
+    addresses.append(second[0].data_ptr())
+    assert addresses[0] != addresses[1]
+    assert torch.equal(row, expected[1][-1, -1])
+    torch.testing.assert_close(second, tuple(2 * x for x in expected))
+    del second, row
+    assert gradients(3.0)[0].data_ptr() in addresses
+
+
 def test_a_failing_helper_thread_is_heard():
     def fail(_queue):
         raise ArithmeticError("from a helper")

@@ -66,3 +66,19 @@ def test_classic_distances_equal_those_of_tslearn(make_case, backend):
                     centroid.double().numpy(), case.values[start:stop].double().numpy(), metric="cityblock"
                 )
                 np.testing.assert_allclose(distances[n, k], theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_classic_distances_of_one_feature_equal_those_of_dtaidistance(make_case, backend):
+    """Its inner distance is Euclidean, which is |a - b| where there is one feature."""
+    dtw = pytest.importorskip("dtaidistance.dtw", reason="dtaidistance is not installed")
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        case = make_case(seed, rng.integers(1, 30, size=4).tolist(), 3, int(rng.integers(1, 12)), 1)
+        arguments = case.values, case.offsets, case.centroids, torch.zeros_like(case.log_weights)
+        distances = weighted_dtw(*arguments, step_pattern="classic", backend=backend)
+        samples = [x.flatten().double().numpy() for x in case.values.split(case.offsets.diff().tolist())]
+        for n, sample in enumerate(samples):
+            for k, centroid in enumerate(case.centroids.flatten(1).double().numpy()):
+                theirs = dtw.distance(centroid, sample, inner_dist="euclidean")
+                np.testing.assert_allclose(distances[n, k], theirs, rtol=1e-5)
