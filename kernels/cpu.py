@@ -31,7 +31,7 @@ from .inputs import Samples
 
 loops: Any = importlib.import_module(".cpu_vector" if HAS_VECTOR_CODE else ".cpu_plain", __package__)
 
-_SEARCH_COLUMNS = 256  # of a chunk: one feature block of it stays in the second-level cache
+_SEARCH_COLUMNS = 512  # of a chunk: a feature block of it and its local costs share the second-level cache
 _SEARCH_ROWS = 128  # centroid steps of a block of classes, unless one class has more
 _PATH_COLUMNS = 768  # of a chunk: one feature tile of it, and of a block of classes, stay in that cache
 _PATH_CLASSES = 32
@@ -85,7 +85,7 @@ class CpuKernels:
 
         _share_out(align_blocks, len(blocks), self._values.size * n_classes * length)
         paths = (torch.from_numpy(x).transpose(0, 1) for x in (lo, hi))
-        return torch.from_numpy(distances).T.contiguous(), next(paths), next(paths)
+        return torch.from_numpy(np.ascontiguousarray(distances.T)), next(paths), next(paths)
 
     def path_cost(self, centroids: Tensor, log_weights: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
         n_samples, n_classes = lo.shape[:2]
@@ -105,7 +105,7 @@ class CpuKernels:
                     distances[block, x.first : x.last] = out[:, : x.last - x.first]
 
         _share_out(add_up, len(blocks), n_classes * self._values.size)
-        return torch.from_numpy(distances).T.contiguous()
+        return torch.from_numpy(np.ascontiguousarray(distances.T))
 
     def path_gradients(
         self, centroids: Tensor, log_weights: Tensor, lo: Tensor, hi: Tensor, grad: Tensor

@@ -15,34 +15,49 @@ from .cpu_emit import BYTES, I32, I64, MASK, VECTOR_I32, ZERO, Emitter, inlined,
 from .cpu_isa import BLOCK, LANES, ROW_VECTORS, TILE_COLUMNS, Floats, Ints, Longs, compiled, unsigned
 
 
-def _make_transpose(exponential: bool) -> Any:
-    @inlined
-    def transpose(_context, source, rows, n_groups, out, out_stride):  # type: ignore[no-untyped-def]
-        """Takes LANES features of LANES rows at a time; writes a vector of rows, or its e ** x, per feature.
+@inlined
+def _transpose(_context, source, rows, n_groups, out, out_stride):  # type: ignore[no-untyped-def]
+    """Takes LANES features of LANES rows at a time and writes a vector of rows per feature.
 
-        rows: (LANES,) int64 distances of the rows from `source`; `out_stride`: of vectors in `out`; in bytes.
-        """
+    rows: (LANES,) int64 distances of the rows from `source`; out_stride: between vectors of `out`; in bytes.
+    """
 
-        def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            source, rows, n_groups, out, out_stride = arguments
-            e = Emitter(builder)
-            starts = [e.b.add(source, e.load(e.at(rows, 8 * i), I64)) for i in range(LANES)]
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        source, rows, n_groups, out, out_stride = arguments
+        e = Emitter(builder)
+        starts = [e.b.add(source, e.load(e.at(rows, 8 * i), I64)) for i in range(LANES)]
 
-            def body(i: Any, _: list[Any]) -> list[Any]:
-                vectors = e.transposed([e.load(e.item(start, i, BYTES)) for start in starts])
-                for j, vector in enumerate(vectors):
-                    feature = e.b.add(e.b.mul(i, intp(LANES)), intp(j))
-                    address = e.b.add(out, e.b.mul(feature, out_stride))
-                    e.store(e.exp(vector) if exponential else vector, address, align=BYTES)
-                return []
+        def body(i: Any, _: list[Any]) -> list[Any]:
+            vectors = e.transposed([e.load(e.item(start, i, BYTES)) for start in starts])
+            for j, vector in enumerate(vectors):
+                feature = e.b.add(e.b.mul(i, intp(LANES)), intp(j))
+                e.store(vector, e.b.add(out, e.b.mul(feature, out_stride)), align=BYTES)
+            return []
 
-            with e.b.if_then(e.b.icmp_signed(">", n_groups, intp(0))):
-                e.loop(n_groups, [], body)
-            return context.get_dummy_value()
+        with e.b.if_then(e.b.icmp_signed(">", n_groups, intp(0))):
+            e.loop(n_groups, [], body)
+        return context.get_dummy_value()
 
-        return signature(5), generate
+    return signature(5), generate
 
-    return transpose
+
+@inlined
+def _exp_in_place(_context, vectors, stride, count):  # type: ignore[no-untyped-def]
+    """Replaces `count` vectors, `stride` bytes apart, by their e ** x."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        vectors, stride, count = arguments
+        e = Emitter(builder)
+
+        def body(i: Any, _: list[Any]) -> list[Any]:
+            address = e.b.add(vectors, e.b.mul(i, stride))
+            e.store(e.exp(e.load(address, align=BYTES)), address, align=BYTES)
+            return []
+
+        e.loop(count, [], body)
+        return context.get_dummy_value()
+
+    return signature(3), generate
 
 
 def _make_tile(n_vectors: int) -> Any:
@@ -135,7 +150,6 @@ def _make_advance(diagonal: bool) -> Any:
     return advance
 
 
-_transpose, _transpose_exp = _make_transpose(False), _make_transpose(True)
 _tile, _narrow_tile = _make_tile(ROW_VECTORS), _make_tile(1)
 _advance, _advance_diagonal = _make_advance(False), _make_advance(True)
 
@@ -174,11 +188,12 @@ def pack_params(centroids: Floats, log_weights: Floats, out: Floats) -> None:
                 rows[lane] = 4 * n_features * (k * length + t)
                 for f in range(n_groups * LANES, n_features):
                     tile[f, vector, 0, lane] = centroids[k, t, f]
-                    tile[f, vector, 1, lane] = np.exp(log_weights[k, t, f])
+                    tile[f, vector, 1, lane] = log_weights[k, t, f]
             c = out.ctypes.data + 4 * start + vector * 2 * BYTES
             stride = tile_vectors * 2 * BYTES
             _transpose(centroids.ctypes.data, rows.ctypes.data, n_groups, c, stride)
-            _transpose_exp(log_weights.ctypes.data, rows.ctypes.data, n_groups, c + BYTES, stride)
+            _transpose(log_weights.ctypes.data, rows.ctypes.data, n_groups, c + BYTES, stride)
+            _exp_in_place(c + BYTES, stride, n_features)
         start += size
 
 

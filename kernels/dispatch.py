@@ -209,16 +209,21 @@ def grouped_warping_path(
 
 def available_backends() -> dict[str, str]:
     """Whether each backend is usable here, and why: name -> "usable: ..." or "not usable: ..."."""
-    cuda = "usable: CuPy" if find_spec("cupy") else "not usable: cupy is not installed"
+    cuda = "usable: CuPy" if _is_installed("cupy") else "not usable: cupy is not installed"
     if not torch.cuda.is_available():
         cuda = "not usable: torch sees no CUDA device"
     return {
         "reference": "usable: NumPy float64, slow, the definition",
         "torch": "usable: any torch device and dtype",
-        "cpu": "usable: numba" if find_spec("numba") else "not usable: numba is not installed",
+        "cpu": "usable: numba" if _is_installed("numba") else "not usable: numba is not installed",
         "cuda": cuda,
         "cuda_half": cuda + ", path search in half precision" if cuda.startswith("usable") else cuda,
     }
+
+
+@cache  # looking costs as much as a small batch
+def _is_installed(module: str) -> bool:
+    return find_spec(module) is not None
 
 
 def _open(backend: str, samples: Samples, centroids: Tensor) -> Kernels:

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +50,20 @@ def test_the_plain_twin_computes_the_same(training_step, monkeypatch):
     monkeypatch.setattr(cpu, "loops", cpu_plain)
     for actual, truth in zip(training_step(), expected, strict=True):
         torch.testing.assert_close(actual, truth, rtol=1e-4, atol=1e-5 * float(truth.abs().max()))
+
+
+def test_weights_are_exponentials_to_the_last_place():
+    log_weights = np.concatenate([np.linspace(-87, 88.7, 997), [0, -200, -np.inf, 89, np.inf, np.nan]])
+    log_weights = log_weights.astype(np.float32).reshape(1, 1, -1)
+    width = -(-log_weights.size // (cpu_isa.VECTORS * cpu_isa.LANES)) * cpu_isa.VECTORS * cpu_isa.LANES
+    centroids, weights = (cpu._buffer("tiles", 1, 1, width) for _ in "cw")
+    cpu.loops.tile_params(log_weights, log_weights, centroids, weights)
+    np.testing.assert_array_equal(centroids[..., : log_weights.size], log_weights)
+    assert not centroids[..., log_weights.size :].any()
+    assert not weights[..., log_weights.size :].any()
+    with np.errstate(over="ignore"):
+        expected = np.exp(log_weights.astype(np.float64)).astype(np.float32)
+    np.testing.assert_allclose(weights[..., : log_weights.size], expected, rtol=2**-22)
 
 
 def test_the_number_of_threads_changes_nothing(training_step):
