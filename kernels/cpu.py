@@ -221,12 +221,18 @@ def _buffer(name: str, *shape: int) -> Floats:
     return room[start : start + size].reshape(shape)
 
 
+_LARGEST_KEPT = 1 << 22  # floats of one buffer
 _local = threading.local()
 
 
 def _scratch(name: str, *shape: int) -> Floats:
-    """A buffer that this thread keeps for its next call: fresh memory costs a page fault every 4 KB."""
+    """A buffer that this thread keeps for its next call: fresh memory costs a page fault every 4 KB.
+
+    Very large ones are not kept; they come in huge pages.
+    """
     size, kept = math.prod(shape), vars(_local)
+    if size > _LARGEST_KEPT:
+        return _buffer(name, *shape)
     if name not in kept or kept[name].size < size:
         kept[name] = _buffer(name, size)
     scratch: Floats = kept[name][:size].reshape(shape)
