@@ -17,10 +17,11 @@ import numpy as np
 from torch import Tensor
 
 from ..config import ExtractSection
-from ..errors import ConfigError, ManifestError
+from ..errors import ConfigError
 from ..extract import load_encoder, read_manifest
 from ..extract.encoders.tcclip.prompts import class_indices, read_class_names
 from ..extract.encoders.tcclip.sampling import view_recipe
+from ..extract.manifest import rows_of_split
 from ..extract.pool import warm_up
 from ..extract.scoring import score_views
 from ..extract.worker import DecodeSettings, Job
@@ -29,7 +30,7 @@ from .evaluation import percent
 from .metrics import Missing, Split, Summary, outcomes_of, summarise
 
 if TYPE_CHECKING:
-    from ..extract.manifest import Manifest, Row
+    from ..extract.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -244,14 +245,7 @@ class _Videos:
         self.test = test
         self.classes = read_class_names(test.labels)
         self.manifest: Manifest = read_manifest(test.manifest, test.root)
-        self.rows: list[Row] = [row for row in self.manifest.rows if row.split == test.split]
-        if not self.rows:
-            found = sorted({row.split for row in self.manifest.rows if row.split})
-            raise ManifestError(
-                f"no video is in split {test.split!r}",
-                where=str(test.manifest),
-                fix=f"one of {', '.join(found) or 'none: the manifest has no splits'}",
-            )
+        self.rows = rows_of_split(self.manifest, test.split)
         targets = class_indices(
             [row.label for row in self.rows],
             self.classes,

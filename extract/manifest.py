@@ -84,6 +84,23 @@ def read_manifest(path: Path | str, root: Path | str | None = None, *, check_fil
     return manifest
 
 
+def rows_of_split(manifest: Manifest, split: str) -> list[Row]:
+    """The rows of one split.
+
+    Raises:
+        ManifestError: there are none; names the splits that have some.
+    """
+    rows = [row for row in manifest.rows if row.split == split]
+    if not rows:
+        found = sorted({row.split for row in manifest.rows if row.split})
+        raise ManifestError(
+            f"no video is in split {split!r}",
+            where=str(manifest.path),
+            fix=f"one of {', '.join(found) or 'none: the manifest has no splits'}",
+        )
+    return rows
+
+
 def check_manifest(manifest: Manifest) -> None:
     """Checks what training needs beyond `read_manifest`: every label of every split occurs in `train`.
 

@@ -367,6 +367,12 @@ def test_broken_videos_are_left_out_and_told(dejavid: Command, tmp_path: Path) -
     assert code == 4
     assert "1 of 8 videos failed, more than extract.max_failed = 0.05" in err
     assert len(history(tmp_path / "strict")) == 1
+    # Nor does a run that is over become good by being resumed.
+    for more in ((), ("--resume",)):
+        code, _, err = dejavid(*TRAIN, *more, run__dir="over", tcclip__epochs=1)
+        assert (code, "1 of 8 videos failed" in err) == (4, True)
+    code, out, err = dejavid(*TRAIN, "--resume", run__dir="over", tcclip__epochs=1, extract__max_failed=1)
+    assert (code, "1 could not be decoded" in out) == (0, True), err
     # A micro-batch of nothing but broken videos has no say, and takes its step.
     code, out, err = dejavid(*TRAIN, run__dir="single", tcclip__micro_batch=1, extract__max_failed=1)
     assert code == 0, err

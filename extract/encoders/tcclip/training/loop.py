@@ -1,4 +1,4 @@
-"""The training loop along the published schedule, resumable to the bit, in one process or many."""
+"""The training loop along the published schedule, resumable, in one process or many."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def train_tcclip(
         videos: of the configuration, see `read_training_set`.
         world: the processes that train together.
         facts: what decides the result; a checkpoint of others is refused.
-        resume: go on from the checkpoint, to the same bits as without the interruption.
+        resume: go on from the checkpoint; on a CPU to the same bits as without the interruption.
         progress: report to standard error.
 
     Raises:
@@ -261,6 +261,7 @@ class _Run:
 
     def finish(self) -> TcclipReport:
         """Makes sure that the kept model is there."""
+        self.check_failures()  # of a run, too, that ended there before and is only resumed
         state = self.state
         kept = state.best_epoch
         if kept is None:

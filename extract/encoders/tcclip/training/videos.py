@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .....config import Config
 from .....distributed import World
-from .....errors import ConfigError, ManifestError
+from .....errors import ConfigError
 from .....fingerprints import fingerprint
+from .....splits import TRAIN_SPLIT
 from ....assemble import Assembly
-from ....manifest import Manifest, Row, read_manifest
+from ....manifest import Manifest, Row, read_manifest, rows_of_split
 from ....plan import Recipe
 from ....pool import DecodePool
 from ....worker import Chunk, DecodeSettings, End, Failed, Job, Start
@@ -25,8 +26,6 @@ from ...base import ClipSpec
 from ..prompts import ClassNames, class_indices, read_class_names
 from ..sampling import view_recipe
 from .augment import training_recipe
-
-TRAIN_SPLIT = "train"
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def read_training_set(config: Config, *, shots: int) -> TrainingSet:
     """
     manifest = read_manifest(config.manifest.path, config.manifest.root)
     section = config.tcclip
-    rows = _rows(manifest, TRAIN_SPLIT)
+    rows = rows_of_split(manifest, TRAIN_SPLIT)
     if section.classes is None:
         names = tuple(sorted({row.label for row in rows}))
         classes = ClassNames(names, tuple(map(str, range(len(names)))))
@@ -89,7 +88,7 @@ def read_training_set(config: Config, *, shots: int) -> TrainingSet:
         train = Videos(tuple(train.jobs[i] for i in kept), train.targets[kept])
     val = None
     if section.split is not None:
-        val = _videos(manifest, _rows(manifest, section.split), classes, config)
+        val = _videos(manifest, rows_of_split(manifest, section.split), classes, config)
     return TrainingSet(classes, train, val)
 
 
@@ -133,7 +132,7 @@ def micro_batches(
 ) -> Generator[MicroBatch, None, None]:
     """This process's micro-batches of an epoch, from number `first` on to number `count`.
 
-    What they hold depends on the run's seed, the epoch and the number of processes, and on nothing else.
+    What they hold depends on the run's seed, the epoch, their size and the number of processes alone.
     """
     size, seed = config.tcclip.micro_batch, config.run.seed
     order = np.random.RandomState(draw_seed(seed, epoch)).permutation(len(videos.jobs))
@@ -197,19 +196,6 @@ def _clip(pool: DecodePool, job: Job, number: int) -> Tensor | str:
 def _with_recipe(job: Job, spec: ClipSpec, seed: int, config: Config) -> Job:
     recipe = training_recipe(spec, seed, flips=config.tcclip.flip)
     return Job(job.video_id, job.path, job.start_s, job.end_s, recipe)
-
-
-def _rows(manifest: Manifest, split: str) -> list[Row]:
-    rows = [row for row in manifest.rows if row.split == split]
-    if not rows:
-        found = sorted({row.split for row in manifest.rows if row.split})
-        raise ManifestError(
-            f"no video is in split {split!r}",
-            where=str(manifest.path),
-            fix=f"the splits are {', '.join(found) or 'none at all'};"
-            " tcclip.split names the one to choose the epoch on, and may be null",
-        )
-    return rows
 
 
 def _videos(manifest: Manifest, rows: Sequence[Row], classes: ClassNames, config: Config) -> Videos:
